@@ -1,0 +1,151 @@
+"""The sections that every run has, whatever its method. No import here may pull in torch."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def positive(name: str, value: float | None) -> None:
+    """Refuse zero and negative values of `name`; None means "not set" and passes."""
+    if value is not None and value <= 0:
+        raise ValueError(f"{name}: must be above 0, not {value}")
+
+
+@dataclass(frozen=True)
+class RunSection:
+    name: str | None = None
+    """folder of the run under run.root; default: experiment, optimizer, seed and time"""
+    root: str = "~/fivefold-runs"
+    """folder that holds all runs"""
+    seed: int = 1
+    """seeds python, numpy, torch and the data order"""
+    resume: str | None = None
+    """auto (newest unfinished run with the same settings), a run folder, or a checkpoint file"""
+    tags: list[str] = field(default_factory=list)
+    """labels for W&B and the run record"""
+    notes: str = ""
+    """free text for the run record"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: must lie in 0..2^32-1, not {self.seed}")
+
+
+@dataclass(frozen=True)
+class TrainerSection:
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """device kind; auto takes a GPU where there is one"""
+    devices: int = 1
+    """processes on each node, one a device"""
+    num_nodes: int = 1
+    """machines"""
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
+    """arithmetic of the forward and backward pass"""
+    max_steps: int = -1
+    """optimizer steps to train for; -1: until max_epochs"""
+    max_epochs: int | None = None
+    """passes over the training data; None: until max_steps"""
+    max_time: str | None = None
+    """stop after this long, as DD:HH:MM:SS"""
+    accumulate_grad_batches: int = 1
+    """batches summed into one optimizer step"""
+    gradient_clip_val: float | None = None
+    """largest gradient norm, cut before the optimizer; None: no clipping"""
+    val_every_n_steps: int | None = None
+    """validate after so many optimizer steps; None: at the end of each epoch"""
+    limit_train_batches: int | None = None
+    """batches of a training epoch; None: all"""
+    limit_val_batches: int | None = None
+    """batches of a validation; None: all, 0: never validate"""
+    log_every_n_steps: int = 10
+    """optimizer steps between two rows of training metrics"""
+    deterministic: bool = False
+    """ask torch for deterministic kernels; slower on GPUs"""
+    fast_dev_run: bool = False
+    """one batch of everything, nothing saved: does it run at all?"""
+    overfit_batches: int = 0
+    """train and validate on this many batches only; 0: off"""
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
+    """Lightning profiler to run"""
+    threads: int | None = None
+    """CPU threads of torch in each process; None: torch's own choice"""
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "num_nodes", "accumulate_grad_batches", "log_every_n_steps", "gradient_clip_val",
+                     "val_every_n_steps", "limit_train_batches", "max_epochs", "threads"):
+            positive(name, getattr(self, name))
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise ValueError(f"max_steps: must be above 0, or -1 for no limit, not {self.max_steps}")
+
+
+@dataclass(frozen=True)
+class CheckpointSection:
+    every_n_steps: int = 500
+    """optimizer steps between two checkpoints"""
+    keep: int = 1
+    """older step checkpoints kept beside last.ckpt; -1: all"""
+    save_last: bool = True
+    """write last.ckpt when training ends"""
+
+    def __post_init__(self) -> None:
+        positive("every_n_steps", self.every_n_steps)
+        if self.keep < -1:
+            raise ValueError(f"keep: must be -1 (all) or a count, not {self.keep}")
+
+
+@dataclass(frozen=True)
+class StrategySection:
+    name: Literal["single"] = "single"
+    """how processes share the work"""
+
+
+@dataclass(frozen=True)
+class LoggerSection:
+    name: Literal["wandb", "csv"] = "wandb"
+    """where metrics go; metrics.csv is written always"""
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """W&B: auto is online when logged in and offline otherwise, never a question"""
+    project: str = "fivefold"
+    """W&B project"""
+    entity: str | None = None
+    """W&B team or user"""
+    group: str | None = None
+    """W&B group of runs that belong together"""
+
+
+@dataclass(frozen=True)
+class ClusterSection:
+    name: Literal["local"] = "local"
+    """where the run is launched"""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A class named by a YAML file, and the values for the one dataclass that its constructor takes."""
+
+    target: str  # dotted path, such as lightning_modules.fira.module.FiraModule
+    config: Any  # an instance of that dataclass, read from its source without importing the module
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run: what `compose` returns and `build` takes."""
+
+    method: str
+    experiment: str | None
+    module: Component
+    data: Component
+    optim: Component
+    run: RunSection
+    trainer: TrainerSection
+    checkpoint: CheckpointSection
+    strategy: StrategySection
+    logger: LoggerSection
+    cluster: ClusterSection
+    choices: dict[str, str] = field(default_factory=dict)  # group -> chosen file
+    origins: dict[str, str] = field(default_factory=dict)  # dotted key -> where its value came from
+
+
+SECTIONS: dict[str, type] = {"run": RunSection, "trainer": TrainerSection, "checkpoint": CheckpointSection,
+                             "strategy": StrategySection, "logger": LoggerSection, "cluster": ClusterSection}
+COMPONENTS = ("module", "data", "optim")
+GROUPS = ("method", "optim", "strategy", "trainer", "logger", "cluster", "experiment")
