@@ -1,0 +1,124 @@
+"""Causal language modelling with LLaMA: the job on which the Fira optimizer is pre-trained and fine-tuned."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric.utilities.throughput import measure_flops
+from torch import Tensor
+from torchmetrics import SumMetric
+
+from lightning_modules.base import MethodModule, OptimizerFactory
+from lightning_modules.fira.llama import add_lora, load_pretrained, new_llama
+
+
+@dataclass(frozen=True)
+class LoraSection:
+    rank: int = 0
+    """rank of the LoRA factors; 0: no LoRA, all weights train"""
+    alpha: float = 64.0
+    """LoRA scale: the update is multiplied by alpha / rank"""
+    dropout: float = 0.05
+    """dropout on the input of the LoRA factors"""
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"])
+    """names of the linear layers that get factors"""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"rank: must be 0 (no LoRA) or above, not {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: must lie in 0..1, not {self.dropout}")
+
+
+@dataclass(frozen=True)
+class FiraModuleConfig:
+    size: Literal["debug", "tiny", "small", "60m", "130m", "350m", "1b", "7b"] = "60m"
+    """LLaMA to make with fresh weights; 60m to 7b are the paper's"""
+    pretrained: str | None = None
+    """hub name or folder of a causal language model to fine-tune; overrides size"""
+    gradient_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, about a third more time"""
+    compile: bool = False
+    """compile the network with torch.compile"""
+    lora: LoraSection = field(default_factory=LoraSection)
+    """low-rank adapters for fine-tuning"""
+
+
+class FiraModule(MethodModule):
+    """Next-token prediction over packed blocks; reports the loss in nats a token, perplexity by token and by byte."""
+
+    STRATEGIES = ("single",)
+
+    def __init__(self, config: FiraModuleConfig, optimizer: OptimizerFactory) -> None:
+        super().__init__(config, optimizer)
+        self.model: Any = None  # made in configure_model, when the data knows its vocabulary
+        self.val_nll = SumMetric().set_dtype(torch.float64)
+        self.val_tokens = SumMetric().set_dtype(torch.float64)
+        self._flops: int | None = None
+
+    def configure_model(self) -> None:
+        """Build the network; called by Lightning on every process, more than once."""
+        if self.model is not None:
+            return
+        config, data = self.config, self.trainer.datamodule  # type: ignore[attr-defined]
+        if config.pretrained:
+            model = load_pretrained(config.pretrained, data.vocab_size)
+        else:
+            model = new_llama(config.size, data.vocab_size, data.block_size, data.eos_token_id)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        if config.lora.rank:
+            model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.dropout, config.lora.targets)
+        if config.compile:
+            model.compile()
+        self.model = model.train()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the logits (B, T, V) of the token after each of `input_ids` (B, T)."""
+        return self.model(input_ids=input_ids).logits
+
+    def nll(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the summed negative log-likelihood in nats, and the number of tokens it is over; label -100 is no token."""
+        logits = self(batch["input_ids"]).float()  # (B, T, V)
+        labels = batch["labels"]  # (B, T), already shifted
+        total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+        return total, (labels != -100).sum()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        total, tokens = self.nll(batch)
+        loss = total / tokens
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        total, tokens = self.nll(batch)
+        self.val_nll.update(total.double())
+        self.val_tokens.update(tokens.double())
+
+    def on_validation_epoch_end(self) -> None:
+        loss = (self.val_nll.compute() / self.val_tokens.compute()).item()
+        self.val_nll.reset()
+        self.val_tokens.reset()
+        tokens_per_byte = self.trainer.datamodule.tokens_per_byte  # type: ignore[attr-defined]
+        self.log("val/loss", loss)
+        self.log("val/perplexity", math.exp(min(loss, 700.0)), prog_bar=True)
+        self.log("val/byte_perplexity", math.exp(min(loss * tokens_per_byte, 700.0)))
+
+    @property
+    def flops_per_batch(self) -> int:
+        """Floating-point operations of one training batch, counted by Lightning on a copy without memory."""
+        if self._flops is None:
+            self._flops = self._count_flops()
+        return self._flops
+
+    def _count_flops(self) -> int:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        with torch.device("meta"):
+            model = type(self.model)(self.model.config) if not self.config.lora.rank else None
+            tokens = torch.zeros(data.batch_size, data.block_size, dtype=torch.long)
+        if model is None:  # LoRA: forward, and backward through frozen weights, by the usual count of 4 a parameter and token
+            return 4 * sum(p.numel() for p in self.model.parameters()) * tokens.numel()
+        return measure_flops(model, lambda: model(input_ids=tokens).logits, lambda logits: logits.float().sum())

@@ -1,0 +1,111 @@
+"""Config -> datamodule, module and Trainer. The only place where a Trainer is made."""
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+
+from lightning_modules.base import MethodModule, OptimizerFactory
+from pipelines.callbacks import Interrupt, RunRecord, SeedEachBatch, Throughput, progress_bar
+from pipelines.schema import Component, RunConfig
+from pipelines.tracking import MetricsFile, wandb_logger
+
+
+@dataclass
+class Built:
+    """Everything that a command needs to train or evaluate."""
+
+    data: LightningDataModule
+    module: MethodModule
+    trainer: Trainer
+    record: RunRecord
+
+
+def build(config: RunConfig, folder: Path | None, resumed_step: int = 0) -> Built:
+    """Make the parts of a run; with `folder` None nothing is written to disk (dry runs)."""
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    seed_everything(config.run.seed, workers=True, verbose=False)
+    data = _component(config.data, seed=config.run.seed)
+    kind, optim = _load(config.optim)
+    module_kind, module_config = _load(config.module)
+    module = module_kind(module_config, OptimizerFactory(kind, optim))
+    record = RunRecord()
+    trainer = make_trainer(config, folder, record, resumed_step)
+    return Built(data, module, trainer, record)
+
+
+def make_trainer(config: RunConfig, folder: Path | None, record: RunRecord, resumed_step: int = 0) -> Trainer:
+    """Translate the trainer section for Lightning; validation intervals are counted in optimizer steps."""
+    t = config.trainer
+    every = t.val_every_n_steps
+    return Trainer(
+        accelerator=t.accelerator, devices=t.devices, num_nodes=t.num_nodes, precision=t.precision, strategy="auto",
+        max_steps=t.max_steps, max_epochs=t.max_epochs if t.max_epochs is not None else -1, max_time=t.max_time,
+        accumulate_grad_batches=t.accumulate_grad_batches, gradient_clip_val=t.gradient_clip_val,
+        val_check_interval=every * t.accumulate_grad_batches if every else None,
+        check_val_every_n_epoch=None if every else 1,
+        limit_train_batches=t.limit_train_batches, limit_val_batches=t.limit_val_batches,
+        log_every_n_steps=t.log_every_n_steps, deterministic=t.deterministic, fast_dev_run=t.fast_dev_run,
+        overfit_batches=t.overfit_batches, profiler=t.profiler, use_distributed_sampler=False,
+        default_root_dir=folder, enable_model_summary=False, enable_progress_bar=True,
+        enable_checkpointing=folder is not None, logger=_loggers(config, folder, resumed_step) or False,
+        callbacks=_callbacks(config, folder, record),
+    )
+
+
+def _callbacks(config: RunConfig, folder: Path | None, record: RunRecord) -> list[Callback]:
+    callbacks: list[Callback] = [record, SeedEachBatch(config.run.seed), progress_bar()]
+    if folder is None:
+        return callbacks
+    checkpoint = config.checkpoint
+    callbacks += [Interrupt(folder / "checkpoints"), LearningRateMonitor("step"), Throughput(window_size=20)]
+    if not config.trainer.fast_dev_run:
+        callbacks.append(ModelCheckpoint(
+            folder / "checkpoints", filename="{step:08d}", monitor="step", mode="max",
+            save_top_k=-1 if checkpoint.keep == -1 else checkpoint.keep + 1,
+            every_n_train_steps=checkpoint.every_n_steps, save_on_train_epoch_end=False,
+        ))
+    return callbacks
+
+
+def _loggers(config: RunConfig, folder: Path | None, resumed_step: int) -> list[Logger]:
+    if folder is None or config.trainer.fast_dev_run:
+        return []
+    loggers: list[Logger] = [MetricsFile(folder, keep_before=resumed_step)]
+    if config.logger.name == "wandb":
+        loggers.append(wandb_logger(config, folder))
+    return loggers
+
+
+def _load(component: Component) -> tuple[type, Any]:
+    """Import the class of `component` and move the values into the dataclass that its constructor really takes."""
+    module, _, name = component.target.rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    wanted = typing.get_type_hints(kind.__init__)["config"]
+    return kind, _same_values(wanted, component.config)
+
+
+def _same_values(wanted: Any, value: Any) -> Any:
+    """Rebuild `value` (a dataclass read from source) as an instance of `wanted`, nested dataclasses included."""
+    hints = typing.get_type_hints(wanted)
+    return wanted(**{
+        f.name: _same_values(hints[f.name], getattr(value, f.name)) if dataclasses.is_dataclass(hints[f.name]) else getattr(value, f.name)
+        for f in dataclasses.fields(value)
+    })
+
+
+def _component(component: Component, seed: int) -> Any:
+    """Make a component; a `seed` field left at None takes the run's seed."""
+    kind, config = _load(component)
+    if "seed" in inspect.signature(type(config)).parameters and config.seed is None:
+        config = dataclasses.replace(config, seed=seed)
+    return kind(config)

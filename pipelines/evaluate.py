@@ -1,0 +1,50 @@
+"""fivefold evaluate: load a run's checkpoint and validate it again."""
+
+from pathlib import Path
+
+from pipelines import describe
+from pipelines.config import ConfigError, from_yaml, split_flags
+
+FLAGS = ("--help",)
+
+
+def run(argv: list[str]) -> int:
+    """Evaluate `run=FOLDER`, with `checkpoint=FILE` another than its newest, and any `section.key=value` changed."""
+    flags, words = split_flags(argv, FLAGS)
+    if "--help" in flags:
+        print("fivefold evaluate run=FOLDER [checkpoint=FILE] [section.key=value …]\n\n"
+              "Validates the newest checkpoint of a run, or the one named, on the run's own data.")
+        return 0
+    folder, checkpoint, overrides = _sort(words)
+    config = from_yaml(folder / "config.yaml", overrides)
+    from pipelines.runs import newest_checkpoint
+
+    found = checkpoint or newest_checkpoint(folder)
+    if found is None:
+        raise ConfigError(f"run: {folder} holds no checkpoint yet")
+    from pipelines.build import build
+
+    built = build(config, None)
+    built.trainer.validate(built.module, datamodule=built.data, ckpt_path=found, weights_only=True, verbose=False)
+    describe.results_table({"step": _step(found), **built.record.metrics}, folder, f"evaluated {found.name}")
+    return 0
+
+
+def _step(checkpoint: Path) -> int:
+    from pipelines.runs import step_of
+
+    return step_of(checkpoint)
+
+
+def _sort(words: list[str]) -> tuple[Path, Path | None, list[str]]:
+    """Take run= and checkpoint= out of the words; the rest are overrides."""
+    named = {key: value for key, _, value in (w.partition("=") for w in words) if key in ("run", "checkpoint")}
+    if "run" not in named:
+        raise ConfigError("run: which one? Write fivefold evaluate run=FOLDER")
+    folder = Path(named["run"]).expanduser().absolute()
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"run: {folder} is no run folder: it has no config.yaml")
+    checkpoint = Path(named["checkpoint"]).expanduser().absolute() if "checkpoint" in named else None
+    if checkpoint and not checkpoint.is_file():
+        raise ConfigError(f"checkpoint: {checkpoint} does not exist")
+    return folder, checkpoint, [w for w in words if w.partition("=")[0] not in ("run", "checkpoint")]
