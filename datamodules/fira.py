@@ -1,0 +1,242 @@
+"""Data for language-model training: packed blocks of the standard library's source, of local files, or of a Hub dataset."""
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from datamodules.blocks import PackedBlocks, TrainingLoader, TrainingOrder, held_out_loader
+from datamodules.cache import FORMAT, StreamFacts, TokenStream, build_once, token_stream
+from datamodules.sources import Splits, expand, folder_splits, standard_library
+from datamodules.text import Corpus, DataError
+from datamodules.tokenization import load_tokenizer, tokenizer_key, train_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FiraDataConfig:
+    source: Literal["auto", "stdlib", "files", "hub"] = "auto"
+    """where the text is from; auto: files if root or train is set, hub if hub is set, else Python's own standard library"""
+    root: str | None = None
+    """folder with train.*, valid.* and test.* files (text, JSON lines or parquet), or one file; relative to the current folder"""
+    train: list[str] = field(default_factory=list)
+    """training files as names or globs, instead of root"""
+    valid: list[str] = field(default_factory=list)
+    """validation files; none: a share of the training documents is held out"""
+    test: list[str] = field(default_factory=list)
+    """test files"""
+    hub: str | None = None
+    """Hugging Face dataset that is streamed, such as allenai/c4"""
+    subset: str | None = None
+    """configuration of the Hub dataset, such as en"""
+    train_split: str = "train"
+    """split of the Hub dataset to train on"""
+    valid_split: str = "validation"
+    """split of the Hub dataset to validate on"""
+    text_key: str = "text"
+    """key or column that holds the text"""
+    unit: Literal["line", "file"] = "line"
+    """one document of a plain text file: a line or the whole file"""
+    valid_fraction: float = 0.05
+    """share of the documents held out where there are no validation files, chosen by hash"""
+    max_bytes: int | None = None
+    """training text read, in bytes; None: all"""
+    valid_bytes: int | None = None
+    """held-out text read, in bytes; None: all"""
+    valid_documents: int | None = None
+    """held-out documents read, the first ones; None: all of files, 10000 of a Hub dataset"""
+    tokenizer: str = "train"
+    """name on the Hub, a folder, or train: a byte-level BPE trained on the training text"""
+    vocab_size: int = 4096
+    """tokens of a trained tokenizer; without effect on other tokenizers"""
+    block_size: int = 256
+    """tokens a sequence"""
+    batch_size: int = 16
+    """sequences of each process in a batch"""
+    stream_epoch: int = 10000
+    """batches that count as an epoch where the text is streamed"""
+    workers: int = 0
+    """processes that prepare training batches, for each training process"""
+    cache: str = "~/.cache/fivefold"
+    """folder for token files and trained tokenizers"""
+    seed: int | None = None
+    """order of the training blocks; None: run.seed"""
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "valid_bytes", "valid_documents", "block_size", "batch_size", "stream_epoch"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}: must be above 0, not {value}")
+        for name in ("workers", "seed"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name}: must not be negative, not {getattr(self, name)}")
+        if not 0 < self.valid_fraction < 1:
+            raise ValueError(f"valid_fraction: must lie between 0 and 1, not {self.valid_fraction}")
+        if not 257 <= self.vocab_size <= 2**20:
+            raise ValueError(f"vocab_size: must lie in 257..1048576 (256 bytes and the end of a text), not {self.vocab_size}")
+        if self.root and (self.train or self.valid or self.test):
+            raise ValueError(f"root: names all files of a folder; leave it out or train, valid and test, not {self.root} with both")
+        if (self.valid or self.test) and not self.train:
+            raise ValueError("train: must name the training files where valid or test name others, not []")
+        if self.hub and (self.root or self.train):
+            raise ValueError(f"hub: choose it or local files, not {self.hub} with both")
+        needed = {"files": self.root or self.train, "hub": self.hub}.get(self.source, True)
+        if not needed:
+            raise ValueError(f"source: must go with {'root or train' if self.source == 'files' else 'hub'}, not {self.source} alone")
+
+    @property
+    def chosen_source(self) -> Literal["stdlib", "files", "hub"]:
+        """The source that auto stands for."""
+        if self.source != "auto":
+            return self.source
+        if self.root or self.train:
+            return "files"
+        return "hub" if self.hub else "stdlib"
+
+
+class FiraData(L.LightningDataModule):
+    """Batches of input_ids and labels, both (B, T) int64; labels are already shifted, and -100 where there is nothing to predict.
+
+    Validation keeps every token: the last block is padded. Both splits start with an end-of-text token, so that
+    the first token of the text is predicted, too.
+    """
+
+    def __init__(self, config: FiraDataConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.cache = Path(config.cache).expanduser()
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._streams: dict[str, TokenStream] = {}
+
+    def prepare_data(self) -> None:
+        """Train the tokenizer and write the token files: once on a machine, before the other processes look for them."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the token files, or write those that are missing. Raise DataError if the data cannot be used."""
+        if self._streams:
+            return
+        corpora = self._corpora()
+        self._tokenizer = self._choose_tokenizer(corpora["train"])
+        for split, corpus in corpora.items():
+            self._streams[split] = self._stored(split, corpus.key(), corpus)
+        if self._blocks("train").count == 0:
+            raise DataError(f"the training text has {self._streams['train'].facts.tokens} tokens, too few for one block of "
+                            f"{self.config.block_size}; lower data.block_size, or give more text")
+
+    def _corpora(self) -> dict[str, Corpus]:
+        config = self.config
+        splits, everything = self._files()
+        held_out = replace(everything, max_bytes=config.valid_bytes, max_documents=config.valid_documents)
+        train = replace(everything, files=splits.train, max_bytes=config.max_bytes)
+        corpora = {"train": train, "valid": replace(held_out, files=splits.valid)}
+        if not splits.valid:
+            corpora["train"] = replace(train, part="train", fraction=config.valid_fraction)
+            corpora["valid"] = replace(held_out, files=splits.train, part="valid", fraction=config.valid_fraction)
+        if splits.test:
+            corpora["test"] = replace(held_out, files=splits.test)
+        return corpora
+
+    def _files(self) -> tuple[Splits, Corpus]:
+        """List the files of each split, and say in a corpus without files how they are read."""
+        config = self.config
+        if config.chosen_source == "stdlib":
+            root, files = standard_library()
+            return Splits(files), Corpus((), unit="file", split_by="name", root=root)
+        how = Corpus((), text_key=config.text_key, unit=config.unit)
+        if config.root:
+            return folder_splits(config.root), how
+        return Splits(*(expand(getattr(config, split), split) for split in ("train", "valid", "test"))), how
+
+    def _choose_tokenizer(self, training: Corpus) -> PreTrainedTokenizerBase:
+        if self.config.tokenizer != "train":
+            return load_tokenizer(self.config.tokenizer)
+        folder = self.cache / "tokenizers" / _key(FORMAT, training.key(), self.config.vocab_size)
+
+        def build(temporary: Path) -> None:
+            log.info("training a tokenizer with %d tokens", self.config.vocab_size)
+            train_tokenizer(training, self.config.vocab_size).save_pretrained(temporary)
+
+        return AutoTokenizer.from_pretrained(build_once(folder, build))
+
+    def _stored(self, split: str, content: str, documents: Iterable[str]) -> TokenStream:
+        folder = self.cache / "tokens" / _key(FORMAT, content, tokenizer_key(self.tokenizer))
+        stream = token_stream(folder, documents, self.tokenizer)
+        log.info("%s: %d documents, %.2f MB of text, %d tokens", split, stream.facts.documents, stream.facts.text_bytes / 1e6,
+                 stream.facts.tokens)
+        return stream
+
+    def _blocks(self, split: str) -> PackedBlocks:
+        stream = self._streams[split]
+        return PackedBlocks(stream.tokens, self.config.block_size, keep_tail=split != "train", padding_token=self.eos_token_id)
+
+    def train_dataloader(self) -> Any:
+        """Batches in a seeded order that a checkpoint restores exactly."""
+        rank, world_size = _place()
+        blocks = self._blocks("train")
+        if getattr(self.trainer, "overfit_batches", 0) > 0:
+            return held_out_loader(blocks, self.config.batch_size, rank, world_size)  # the same batches in every epoch
+        order = TrainingOrder(len(blocks), self.config.batch_size, self.seed, rank, world_size)
+        return TrainingLoader(blocks, order, self.config.workers)
+
+    def val_dataloader(self) -> DataLoader:
+        """Every held-out token once, in order."""
+        return held_out_loader(self._blocks("valid"), self.config.batch_size, *_place())
+
+    def test_dataloader(self) -> DataLoader:
+        """Every token of the test files once, in order."""
+        if "test" not in self._streams:
+            raise DataError("there are no test files; name some with data.test=[...], or put test.* into data.root")
+        return held_out_loader(self._blocks("test"), self.config.batch_size, *_place())
+
+    @property
+    def seed(self) -> int:
+        return 1 if self.config.seed is None else self.config.seed
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        assert self._tokenizer is not None, "call setup() first"
+        return self._tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokenizer)
+
+    @property
+    def eos_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def block_size(self) -> int:
+        return self.config.block_size
+
+    @property
+    def facts(self) -> dict[str, StreamFacts]:
+        """Documents, tokens and bytes of each split."""
+        return {split: stream.facts for split, stream in self._streams.items()}
+
+    @property
+    def tokens_per_byte(self) -> float:
+        """Held-out tokens for a byte of held-out text: loss in nats a token x tokens_per_byte / ln 2 = bits a byte."""
+        return self._streams["valid"].facts.tokens_per_byte
+
+    @property
+    def bytes_per_token(self) -> float:
+        return 1 / self.tokens_per_byte
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+
+
+def _place() -> tuple[int, int]:
+    """Rank of this process, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)

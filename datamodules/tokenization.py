@@ -1,0 +1,72 @@
+"""Tokenizers: one from the Hub or a folder, or a byte-level BPE trained on the training documents."""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from datamodules.text import DataError
+
+log = logging.getLogger(__name__)
+
+END_OF_TEXT = "<|endoftext|>"
+TRAINING_BYTES = 100_000_000  # text that a tokenizer is trained on at most: more changes the merges very little
+SMALLEST_VOCABULARY = 257  # every byte, and the end of a text
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a local folder or by its name on the Hub; it must have an end-of-text token."""
+    folder = Path(name).expanduser()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"tokenizer {name}: cannot be loaded ({reason}); give a folder, a name on the Hub, or train") from None
+    if tokenizer.eos_token_id is None:
+        raise DataError(f"tokenizer {name}: has no end-of-text token to put between documents; choose one that has")
+    return tokenizer
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE: any text survives encoding and decoding. The same documents give the same tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False,
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(_first_bytes(documents, TRAINING_BYTES), trainer)
+    if tokenizer.get_vocab_size() < vocab_size:
+        log.warning("the text gives a vocabulary of %d, not of %d as data.vocab_size asks", tokenizer.get_vocab_size(), vocab_size)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, clean_up_tokenization_spaces=False)
+
+
+def _first_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:
+    size = 0
+    for text in documents:
+        yield text
+        size += len(text)
+        if size >= limit:
+            return
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Turn texts into tokens; nothing is added, and a special token spelled out in a text is read as plain text."""
+    if not texts:
+        return []
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    backend.encode_special_tokens = True
+    backend.no_truncation()  # some files cut every text to the model's length
+    backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash what decides the tokens of a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())))
+    return hashlib.sha256(f"{tokenizer.eos_token_id} {content}".encode()).hexdigest()

@@ -1,0 +1,121 @@
+"""Compose a run: command line and YAML files -> one typed, frozen RunConfig, checked before torch is imported.
+
+Precedence, lowest first: dataclass defaults, group files (method, then optim, strategy, trainer, logger, cluster), the experiment,
+`config=FILE`, the command line.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.catalog import choices_of
+from pipelines.errors import ConfigError, ConfigWarning
+from pipelines.layers import Stack, stack
+from pipelines.schema import COMPONENTS, SECTIONS, Component, RunConfig
+from pipelines.sources import class_constants, schema_of
+from pipelines.typed import Keys, Value, fill
+from pipelines.words import read_words, split_flags
+from pipelines.yamltext import dump
+
+__all__ = ["ConfigError", "ConfigWarning", "compose", "fingerprint", "from_yaml", "split_flags", "to_mapping", "to_yaml"]
+
+NOT_NUMBERS = {"run": ("name", "root", "resume", "tags", "notes")}  # keys that leave every number of a run as it is
+
+
+def compose(argv: list[str], command: str = "train") -> RunConfig:
+    """Make the configuration that the words of a command line mean; ConfigError, in one line, for whatever does not fit.
+
+    Only `command="train"` asks that the training has an end.
+    """
+    chosen = stack(read_words(argv))
+    values = _values(chosen)
+    targets = {name: _target(name, values, chosen) for name in COMPONENTS}
+    schemas = {name: _schema(name, targets[name]) for name in COMPONENTS} | SECTIONS
+    keys = Keys(schemas, COMPONENTS)
+    spread = [single for value in values for single in keys.spread(value)]
+    filled = {name: fill(name, schema, [v for v in spread if v.key.startswith(f"{name}.") and v.key != f"{name}._target_"], keys)
+              for name, schema in schemas.items()}
+    components = {name: Component(str(targets[name].value), filled.pop(name)) for name in COMPONENTS}
+    origins = dict.fromkeys(keys.types, "default") | {keys.field_of(v.key): v.origin for v in spread}
+    config = RunConfig(chosen.method, chosen.experiment, choices=chosen.choices, origins=origins, **components, **filled)
+    _refuse_impossible(config)
+    if command == "train":
+        _refuse_endless(config)
+    return config
+
+
+def _values(chosen: Stack) -> list[Value]:
+    """List what files and words say, lowest precedence first, not yet checked against any schema."""
+    values = [
+        Value(f"{section}.{key}", value, layer.origin, layer.where)
+        for layer in chosen.layers for section, content in layer.sections.items() for key, value in content.items()
+    ]
+    return values + [Value(s.key, s.value, "command line", text=s.text) for s in chosen.words.settings]
+
+
+def _target(section: str, values: list[Value], chosen: Stack) -> Value:
+    """Find the highest value of `<section>._target_`."""
+    found = [value for value in values if value.key == f"{section}._target_"]
+    if not found:
+        file = chosen.choices.get(section, chosen.method)
+        raise ConfigError(f"{section}._target_: not set. Name the class in configs/{section if section in chosen.choices else 'method'}/{file}.yaml")
+    return found[-1]
+
+
+def _schema(section: str, target: Value) -> type:
+    try:
+        return schema_of(str(target.value))
+    except ConfigError as error:
+        raise ConfigError(f"{section}.{error}{target.where}") from error
+
+
+def _refuse_impossible(config: RunConfig) -> None:
+    """Refuse pairs that cannot work together, and say what to write instead."""
+    allowed = class_constants(config.module.target).get("STRATEGIES")
+    name = config.strategy.name
+    if allowed is not None and name not in allowed:
+        raise ConfigError(f"strategy={name}: method {config.method} runs on {', '.join(allowed)} only. Write strategy={allowed[0]}")
+    processes = config.trainer.devices * config.trainer.num_nodes
+    if name == "single" and processes > 1:
+        key = "devices" if config.trainer.devices > 1 else "num_nodes"
+        others = [other for other in choices_of("strategy") if other != "single" and (allowed is None or other in allowed)]
+        instead = f", or strategy={others[0]}" if others else ""
+        raise ConfigError(f"trainer.{key}: strategy=single is one process, not {processes}. Write trainer.{key}=1{instead}")
+
+
+def _refuse_endless(config: RunConfig) -> None:
+    trainer = config.trainer
+    if trainer.max_steps == -1 and trainer.max_epochs is None and not trainer.fast_dev_run:
+        raise ConfigError("trainer.max_steps: the training has no end. Write trainer.max_steps=N or trainer.max_epochs=N")
+
+
+def to_mapping(config: RunConfig) -> dict[str, Any]:
+    """Return the sections as nested plain dicts, `_target_` first in those of components."""
+    found: dict[str, Any] = {}
+    for name in COMPONENTS:
+        component: Component = getattr(config, name)
+        found[name] = {"_target_": component.target, **dataclasses.asdict(component.config)}
+    return found | {name: dataclasses.asdict(getattr(config, name)) for name in SECTIONS}
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Write a configuration in full, as a file that `config=FILE` and `from_yaml` read back to the same one."""
+    return f"# every value of a run; fivefold train config=THIS-FILE runs it again\n{dump({'defaults': config.choices, **to_mapping(config)})}"
+
+
+def from_yaml(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read back what `to_yaml` wrote, with the words of `overrides` on top."""
+    return compose([f"config={path}", *(overrides or [])], command="again")
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Return a short hash of everything that decides a run's numbers: not its name, folder, labels, logger or cluster."""
+    mapping = to_mapping(config)
+    for section, keys in NOT_NUMBERS.items():
+        for key in keys:
+            del mapping[section][key]
+    del mapping["logger"], mapping["cluster"]
+    text = json.dumps({"method": config.method, **mapping}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

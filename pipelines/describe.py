@@ -1,0 +1,151 @@
+"""What a person reads before and after a run: tables of keys, the tree of a configuration, results. No import of torch."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from pipelines.catalog import choices_of, summary_of
+from pipelines.config import compose, to_mapping
+from pipelines.schema import COMPONENTS, GROUPS, SECTIONS, RunConfig
+from pipelines.sources import docs_of, field_docs, read_class
+from pipelines.typed import leaves, type_text
+
+Row = tuple[str, str, str, str]  # key, type, value, meaning
+
+USAGE = """fivefold train method=NAME [experiment=NAME] [group=choice …] [section.key=value …]
+  --cfg      show every value of the run and where it comes from
+  --dry-run  build everything, show the model and its memory, train nothing
+  --help     this text; with method=NAME or experiment=NAME also the keys and values of that run"""
+
+
+def answer(flags: set[str], words: list[str]) -> bool:
+    """Print what --help or --cfg asks for; False when no flag asks for information only."""
+    if "--help" in flags:
+        _print(help_table(words))
+    elif "--cfg" in flags:
+        _print(config_tree(compose(words, "show")))
+    else:
+        return False
+    return True
+
+
+def help_table(words: list[str]) -> RenderableType:
+    """List the groups and, by section, each key's type, value and meaning; all sections if the words name a run."""
+    parts: list[RenderableType] = [Text(USAGE), Text(), _groups()]
+    named = any(word.startswith(("method=", "experiment=", "config=")) for word in words)
+    rows = _rows(compose(words, "show")) if named else _rows_without_method()
+    for section, listed in rows.items():
+        parts += [Text(), Text(section, style="bold"), Padding(_table(listed), (0, 0, 0, 2))]
+    if not named:
+        parts += [Text(), Text("module, data and optim depend on the method: fivefold train method=NAME --help")]
+    return Group(*parts)
+
+
+def _rows(config: RunConfig) -> dict[str, list[Row]]:
+    """Describe every key of a composed run by section."""
+    schemas = {name: type(getattr(config, name).config) for name in COMPONENTS} | SECTIONS
+    mapping = to_mapping(config)
+    docs = {name: field_docs(getattr(config, name).target) for name in COMPONENTS}
+    docs |= {name: _section_docs(name) for name in SECTIONS}
+    return {
+        name: [(f"{name}.{key}", type_text(kind), shown(_at(mapping[name], key)), docs[name].get(key, "")) for key, kind in leaves(schema).items()]
+        for name, schema in schemas.items()
+    }
+
+
+def _rows_without_method() -> dict[str, list[Row]]:
+    return {
+        name: [(f"{name}.{key}", type_text(kind), shown(getattr(schema(), key)), _section_docs(name).get(key, ""))
+               for key, kind in leaves(schema).items()]
+        for name, schema in SECTIONS.items()
+    }
+
+
+def _section_docs(name: str) -> dict[str, str]:
+    schema = SECTIONS[name]
+    return docs_of(read_class(schema.__module__, schema.__name__))
+
+
+def _at(mapping: Mapping[str, Any], key: str) -> Any:
+    value: Any = mapping
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def shown(value: Any) -> str:
+    """Write a value as a command line would take it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(shown(v) for v in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{k}: {shown(v)}' for k, v in value.items())}}}"
+    return "''" if value == "" else str(value)
+
+
+def _groups() -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("group", "choice", "for"):
+        table.add_column(column, overflow="fold")
+    for group in GROUPS:
+        for i, choice in enumerate(choices_of(group)):
+            table.add_row(Text(group if i == 0 else ""), Text(choice), Text(summary_of(group, choice)))
+    return table
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for style, ratio in (("cyan", 3), ("dim", 3), ("green", 2), ("", 6)):
+        table.add_column(style=style, overflow="fold", ratio=ratio)
+    table.expand = True
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def config_tree(config: RunConfig) -> Tree:
+    """Draw a configuration as a tree: each value, and in brackets where it comes from."""
+    title = Text(f"method {config.method}" + (f", experiment {config.experiment}" if config.experiment else ""), style="bold")
+    title.append(f"  {' '.join(f'{group}={choice}' for group, choice in config.choices.items())}", style="dim not bold")
+    tree = Tree(title)
+    for section, values in to_mapping(config).items():
+        _branch(tree.add(Text(section, style="bold")), values, section, config.origins)
+    return tree
+
+
+def _branch(tree: Tree, values: Mapping[str, Any], prefix: str, origins: Mapping[str, str]) -> None:
+    for key, value in values.items():
+        dotted = f"{prefix}.{key}"
+        if isinstance(value, dict) and dotted not in origins:
+            _branch(tree.add(Text(key)), value, dotted, origins)
+            continue
+        origin = origins[dotted]
+        line = Text(f"{key}: ").append(shown(value), style="green")
+        line.append(f"  ({origin})", style="dim" if origin == "default" else "yellow")
+        tree.add(line)
+
+
+def results_table(results: Mapping[str, float], folder: Path, status: str) -> None:
+    """Print the last figures of a run, its state and its folder."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="cyan")
+    table.add_column(justify="right")
+    for name, value in results.items():
+        table.add_row(Text(name), Text(f"{value:.6g}" if isinstance(value, float) else str(value)))
+    _print(Group(Text(status, style="bold"), table, Text(f"run folder: {folder}")))
+
+
+def _print(what: RenderableType) -> None:
+    """Print to the terminal, or in wide lines to a file or pipe."""
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(what)

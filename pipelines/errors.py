@@ -1,0 +1,31 @@
+"""What users are told when their words are wrong, and the search for what they meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used; the text is one line, printed after `error:`."""
+
+
+class ConfigWarning(UserWarning):
+    """A setting that has no effect; the text is one line, printed after `warning:`."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """Find the choice that looks most like `word`, whatever the case; None if nothing is close."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    found = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else None
+
+
+def hint(word: str, choices: Iterable[str]) -> str:
+    """Phrase the nearest choice as a question to append to an error; empty if nothing is close."""
+    found = nearest(word, choices)
+    return f" Did you mean '{found}'?" if found else ""
+
+
+def refuse_choice(label: str, word: object, choices: Iterable[str], where: str = "") -> ConfigError:
+    """Build the error for a value outside a closed list: the nearest choice, then the whole list."""
+    listed = list(choices)
+    return ConfigError(f"{label}: no such choice '{word}'.{hint(str(word), listed)} Choices: {', '.join(listed) or 'none'}{where}")
