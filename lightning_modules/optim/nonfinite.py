@@ -1,0 +1,62 @@
+"""Gradients that are inf or NaN: noticed before they reach a weight, or at the latest before the next step or checkpoint."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Policy = Literal["raise", "skip"]
+
+
+class FiniteGradients:
+    """Look at the gradients of a step with as little waiting for the device as the policy allows.
+
+    On a CPU the answer is there at once. On other devices `raise` reads it one step later, without stalling the queue; `settle`
+    must then be called before the weights are saved. `skip` has to know before the step, which costs one synchronisation.
+    """
+
+    def __init__(self, policy: Policy, deferred: bool) -> None:
+        self.policy = policy
+        self.deferred = deferred and policy == "raise"
+        self._waiting: tuple[list[str], Tensor, torch.cuda.Event | None] | None = None
+
+    def skip(self, names: list[str], gradients: list[Tensor], urgent: bool) -> bool:
+        """Tell whether this step must be left out; with `raise`, raise FloatingPointError instead, now if `urgent`."""
+        self.settle()
+        if not gradients:
+            return False
+        largest = torch.stack([size.float() for size in torch._foreach_norm(gradients, float("inf"))])  # NaN and inf survive
+        if self.deferred and not urgent:
+            self._waiting = (names, *_copy_to_host(largest))
+            return False
+        finite = largest.isfinite().cpu()
+        if self.policy == "raise":
+            _raise_unless(finite, names)
+        return not bool(finite.all())
+
+    def settle(self) -> None:
+        """Raise FloatingPointError if the last step that was not judged yet had a gradient that is not finite."""
+        if self._waiting is not None:
+            (names, host, event), self._waiting = self._waiting, None
+            if event is not None:
+                event.synchronize()  # long over: a whole forward and backward pass lies between
+            _raise_unless(host.isfinite(), names)
+
+
+def _copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Start copying a few numbers to the host; they may be read once the event has passed."""
+    if not values.is_cuda:
+        return values.clone(), None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event
+
+
+def _raise_unless(finite: Tensor, names: list[str]) -> None:
+    bad = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise FloatingPointError(f"the gradient of {bad[0]}{more} is not finite; lower optim.lr, set trainer.gradient_clip_val, "
+                                 "or leave such steps out with optim.nonfinite=skip")
