@@ -25,20 +25,14 @@ class AdamWConfig:
     """learning rate over the run"""
 
     def __post_init__(self) -> None:
-        check_adam(self.lr, self.beta1, self.beta2, self.eps, self.weight_decay)
-
-
-def check_adam(lr: float, beta1: float, beta2: float, eps: float, weight_decay: float) -> None:
-    """Raise ValueError, naming the key, for values with which Adam is not defined."""
-    if not lr > 0:
-        raise ValueError(f"lr: must be above 0, not {lr}")
-    for name, value in (("beta1", beta1), ("beta2", beta2)):
-        if not 0 <= value < 1:
-            raise ValueError(f"{name}: must lie in 0..1 (1 excluded), not {value}")
-    if not eps > 0:
-        raise ValueError(f"eps: must be above 0, not {eps}")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay: must be 0 or above, not {weight_decay}")
+        for name in ("lr", "eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: must be above 0, not {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: must lie in 0..1 (1 excluded), not {getattr(self, name)}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay: must be 0 or above, not {self.weight_decay}")
 
 
 class AdamW(torch.optim.AdamW):

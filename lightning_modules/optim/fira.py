@@ -26,20 +26,21 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.adam import adam
 
-from lightning_modules.optim.adamw import check_adam
+from lightning_modules.optim.adamw import AdamWConfig
 from lightning_modules.optim.groups import split_by_target
 from lightning_modules.optim.nonfinite import FiniteGradients
 from lightning_modules.optim.projection import find_basis, seed_of, squared_row_norms, tall_view, with_canonical_signs
-from lightning_modules.optim.schedule import ScheduleConfig
 from lightning_modules.optim.state import copied, fits, matched
 
 CANCELS = 0.9  # above this c, |G - c P R| from the norms of G and R would be lost in rounding
 
 
 @dataclass(frozen=True)
-class FiraConfig:
+class FiraConfig(AdamWConfig):
     lr: float = 0.01
     """peak learning rate; the low-rank part moves at lr x alpha"""
+    eps: float = 1e-6
+    """added to the root of the second moment, before bias correction"""
     rank: int = 128
     """directions kept of each projected matrix"""
     gap: int = 200
@@ -64,25 +65,15 @@ class FiraConfig:
     """fix the signs of the basis, for equal results on different devices; the official package does not"""
     state_dtype: Literal["float32", "bfloat16"] = "float32"
     """type of moments and basis; float64 parameters keep float64"""
-    beta1: float = 0.9
-    """decay of the first moment"""
-    beta2: float = 0.999
-    """decay of the second moment"""
-    eps: float = 1e-6
-    """added to the root of the second moment, before bias correction"""
-    weight_decay: float = 0.0
-    """decoupled weight decay of matrices, after the step; vectors (norms, biases) have none"""
     nonfinite: Literal["raise", "skip"] = "raise"
     """gradients with inf or NaN: stop and name the parameter, or leave the step out"""
     targets: list[str] = field(default_factory=lambda: ["attn", "mlp"])
     """regular expressions; matrices whose name matches one are projected, all else gets plain Adam"""
     seed: int = 0
     """seeds the sketches of basis=randomized and subspace"""
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    """learning rate over the run"""
 
     def __post_init__(self) -> None:
-        check_adam(self.lr, self.beta1, self.beta2, self.eps, self.weight_decay)
+        super().__post_init__()
         for name in ("rank", "gap", "alpha"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: must be above 0, not {getattr(self, name)}")
@@ -199,9 +190,10 @@ class Fira(Optimizer):
             states = [self.state[p] for p, _ in pairs]
             adam_([p for p, _ in pairs], [g for _, g in pairs], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states],
                   age, lr, self.config)
-        decayed = [p for p in parameters if p.ndim >= 2]
-        if self.config.weight_decay and decayed:
-            torch._foreach_mul_(decayed, 1 - lr * self.config.weight_decay)
+        if self.config.weight_decay:
+            for p in parameters:
+                if p.ndim >= 2:
+                    p.mul_(1 - lr * self.config.weight_decay)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the state in plain tensors; raise FloatingPointError if the last step was spoilt."""
@@ -223,7 +215,7 @@ class Fira(Optimizer):
             for key, value in own.items():
                 value.copy_(saved[key])
         if restarted:
-            warnings.warn(f"optim.rank: not that of the saved state, so {restarted} matrices start with a new basis and no moments", stacklevel=2)
+            warnings.warn(f"optim.rank: not that of the saved state; {restarted} matrices start anew", stacklevel=2)
 
 
 def _compute_dtype(p: Tensor) -> torch.dtype:
@@ -303,8 +295,9 @@ def adam_(weights: Sequence[Tensor], gradients: Sequence[Tensor], exp_avgs: Sequ
 
     new_weights, new_avgs, new_squares = computed(weights), computed(exp_avgs), computed(exp_avg_sqs)
     steps = [torch.full((), step - 1.0, device=w.device) for w in weights]
+    eps = config.eps / math.sqrt(1 - config.beta2**step)
     adam(new_weights, computed(gradients), new_avgs, new_squares, [], steps, foreach=None, fused=True, amsgrad=False,
-         beta1=config.beta1, beta2=config.beta2, lr=lr, weight_decay=0.0, eps=config.eps / math.sqrt(1 - config.beta2**step), maximize=False)
+         beta1=config.beta1, beta2=config.beta2, lr=lr, weight_decay=0.0, eps=eps, maximize=False)
     for kept, new in ((weights, new_weights), (exp_avgs, new_avgs), (exp_avg_sqs, new_squares)):
         for old, value in zip(kept, new, strict=True):
             if old is not value:
