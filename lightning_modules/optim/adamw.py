@@ -43,3 +43,4 @@ class AdamW(torch.optim.AdamW):
         groups = [{"params": [(n, p) for n, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
                   {"params": [(n, p) for n, p in named if p.ndim < 2], "weight_decay": 0.0}]
         super().__init__([g for g in groups if g["params"]], lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+        self._step_supports_amp_scaling = False  # gradients come unscaled: otherwise Lightning could not clip them before the step
