@@ -115,12 +115,13 @@ class Fira(Optimizer):
         super().__init__([group for group in groups if group["params"]], {"lr": config.lr})
         self.places = {p: Place(name, index * config.gap // len(projected) if config.refresh_stagger else 0)
                        for index, (name, p) in enumerate(projected)}
+        self.without_basis = set(self.places)  # matrices that wait for a first gradient other than 0
         for _, p in (*projected, *rest):
             self.state[p] = self._new_state(p)
         self.finite = FiniteGradients(config.nonfinite, deferred=any(p.device.type != "cpu" for p in self.state))
 
     def _new_state(self, p: Parameter) -> dict[str, Tensor]:
-        """Make the state of a parameter before its first step; counters stay on the host, so that reading them waits for no device."""
+        """Make the state of a parameter before its first step; `step` stays on the host, so that reading it waits for no device."""
         computed = _compute_dtype(p)
         kept = torch.float64 if computed == torch.float64 else getattr(torch, self.config.state_dtype)
         if p not in self.places:
@@ -129,10 +130,9 @@ class Fira(Optimizer):
         rank = min(self.config.rank, lo)
         return {
             "step": torch.tensor(0.0),
-            "refreshed": torch.tensor(-1.0),  # value of `step` at the last refresh
             "exp_avg": p.new_zeros(hi, rank, dtype=kept),
             "exp_avg_sq": p.new_zeros(hi, rank, dtype=kept),
-            "basis": p.new_zeros(lo, rank, dtype=kept),
+            "basis": p.new_zeros(lo, rank, dtype=kept),  # 0: none yet
             "residual_norm": p.new_zeros((), dtype=computed),  # of the last limited residual; 0: none yet
         }
 
@@ -154,31 +154,29 @@ class Fira(Optimizer):
         return loss
 
     def _is_due(self, p: Parameter) -> bool:
-        """Tell whether a matrix gets a new basis at this step: at its first, and whenever a multiple of the gap has come since."""
-        last, now, gap = int(self.state[p]["refreshed"]), int(self.state[p]["step"]), self.config.gap
-        offset = self.places[p].offset
-        return last < 0 or (now + offset) // gap > (last + offset) // gap
+        """Tell whether a matrix gets a new basis at this step: at its first, and at every multiple of the gap."""
+        return p in self.without_basis or (int(self.state[p]["step"]) + self.places[p].offset) % self.config.gap == 0
 
     def _step_matrix(self, p: Parameter, gradient: Tensor, lr: float) -> None:
         state = self.state[p]
         gradient = gradient.to(_compute_dtype(p))  # (m, n); a copy only for 16-bit gradients
         if self._is_due(p):
-            self._refresh(gradient, state, self.places[p].name)
+            self._refresh(p, gradient)
         state["step"] += 1
         write_update(gradient, state, self.config)
         p.add_(gradient, alpha=-lr)
         if self.config.weight_decay:
             p.mul_(1 - lr * self.config.weight_decay)
 
-    def _refresh(self, gradient: Tensor, state: dict[str, Tensor], name: str) -> None:
-        """Find a new basis; a gradient of zeros has none to offer, so the next one is asked."""
+    def _refresh(self, p: Parameter, gradient: Tensor) -> None:
+        """Find a new basis; a gradient of zeros has none to offer and leaves the old one."""
         if not bool(gradient.any()):
             return
-        config, now = self.config, int(state["step"])
-        previous = state["basis"].to(gradient.dtype) if int(state["refreshed"]) >= 0 else None
-        basis = find_basis(gradient, config.rank, config.basis, previous, seed_of(config.seed, name, now))
+        config, state = self.config, self.state[p]
+        previous = None if p in self.without_basis else state["basis"].to(gradient.dtype)
+        basis = find_basis(gradient, config.rank, config.basis, previous, seed_of(config.seed, self.places[p].name, int(state["step"])))
         state["basis"].copy_(with_canonical_signs(basis) if config.canonical_sign else basis)
-        state["refreshed"].fill_(now)
+        self.without_basis.discard(p)
 
     def _step_rest(self, parameters: list[Parameter], gradients: list[Tensor], lr: float) -> None:
         """Adam on everything that is not projected, those of equal age together."""
@@ -214,6 +212,7 @@ class Fira(Optimizer):
                 continue
             for key, value in own.items():
                 value.copy_(saved[key])
+        self.without_basis = {p for p in self.places if not bool(self.state[p]["basis"].any())}
         if restarted:
             warnings.warn(f"optim.rank: not that of the saved state; {restarted} matrices start anew", stacklevel=2)
 
