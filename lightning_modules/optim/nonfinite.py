@@ -13,6 +13,7 @@ class FiniteGradients:
 
     On a CPU the answer is there at once. On other devices `raise` reads it one step later, without stalling the queue; `settle`
     must then be called before the weights are saved. `skip` has to know before the step, which costs one synchronisation.
+    A gradient whose norm overflows its type counts as not finite.
     """
 
     def __init__(self, policy: Policy, deferred: bool) -> None:
@@ -25,11 +26,11 @@ class FiniteGradients:
         self.settle()
         if not gradients:
             return False
-        largest = torch.stack([size.float() for size in torch._foreach_norm(gradients, float("inf"))])  # NaN and inf survive
+        norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])  # NaN and inf survive; one pass, vectorised
         if self.deferred and not urgent:
-            self._waiting = (names, *_copy_to_host(largest))
+            self._waiting = (names, *_copy_to_host(norms))
             return False
-        finite = largest.isfinite().cpu()
+        finite = norms.isfinite().cpu()
         if self.policy == "raise":
             _raise_unless(finite, names)
         return not bool(finite.all())
