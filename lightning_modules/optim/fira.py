@@ -224,26 +224,24 @@ def _compute_dtype(p: Tensor) -> torch.dtype:
 def write_update(gradient: Tensor, state: dict[str, Tensor], config: FiraConfig) -> None:
     """Advance the moments of one matrix and write its update U over its gradient (m x n), for W <- W - lr U."""
     tall, basis = tall_view(gradient), state["basis"].to(gradient.dtype)  # (hi, lo), (lo, r)
-    step = int(state["step"])
     low = tall @ basis  # R (hi, r)
-    direction = torch.zeros_like(low)  # N (hi, r)
-    adam_([direction], [low], [state["exp_avg"]], [state["exp_avg_sq"]], step, -1.0, config)
     if not config.residual:
-        tall.addmm_(direction, basis.mT, beta=0, alpha=config.alpha)
+        tall.addmm_(adam_direction(low, state, config), basis.mT, beta=0, alpha=config.alpha)
         return
     taken_out = config.in_residual
     explicit = taken_out > CANCELS or (taken_out > 0 and state["basis"].dtype == torch.bfloat16)
-    low_norms = squared_row_norms(low)  # (hi,)
     if explicit:  # a third product, but no memory: the gradient becomes the residual
         tall.addmm_(low, basis.mT, alpha=-taken_out)
-    rest_norms = squared_row_norms(tall)
+    low_norms, rest_norms = squared_row_norms(low), squared_row_norms(tall)  # (hi,)
+    direction = adam_direction(low, state, config)  # N (hi, r)
     factors = scaling_factors(squared_row_norms(direction), low_norms, rest_norms, config)
     if not explicit:  # P'P = 1, so |G - c P R|^2 = |G|^2 - (2 c - c^2) |R|^2
         rest_norms = (rest_norms - (2 * taken_out - taken_out**2) * low_norms).clamp_min(0)
     norm = (factors.square() * rest_norms).sum().sqrt()
-    correction = bias_correction(step, config) if config.variant == "official" else 1.0  # the package limits before correcting
+    official = config.variant == "official"
+    correction = bias_correction(int(state["step"]), config) if official else 1.0  # the package limits before it corrects
     factors = (factors * limit(norm / correction, state["residual_norm"], config.limiter_gamma))[:, None]  # (hi, 1)
-    if config.variant == "paper":
+    if not official:
         factors *= config.alpha
     tall.mul_(factors)
     if not config.only_scaling:
@@ -251,6 +249,13 @@ def write_update(gradient: Tensor, state: dict[str, Tensor], config: FiraConfig)
         if not explicit:
             inside.addcmul_(low, factors, value=-taken_out)
         tall.addmm_(inside, basis.mT)
+
+
+def adam_direction(low: Tensor, state: dict[str, Tensor], config: FiraConfig) -> Tensor:
+    """Advance the moments with R (hi, r) and return N = c_t M / (sqrt(V) + eps) (hi, r): what Adam would add to a weight of 0."""
+    direction = torch.zeros_like(low)
+    adam_([direction], [low], [state["exp_avg"]], [state["exp_avg_sq"]], int(state["step"]), -1.0, config)
+    return direction
 
 
 def scaling_factors(direction: Tensor, low: Tensor, whole: Tensor, config: FiraConfig) -> Tensor:

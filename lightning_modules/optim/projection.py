@@ -85,6 +85,6 @@ def squared_row_norms(tall: Tensor) -> Tensor:
     if tall.stride(1) == 1:
         return torch.linalg.vector_norm(tall, dim=1).square()
     total = tall.new_zeros(tall.shape[0])
-    for columns in tall.split(max(1, min(128, tall.shape[1] // 8)), dim=1):
+    for columns in tall.split(max(1, min(128, tall.shape[1] // 32)), dim=1):
         total += columns.square().sum(1)
     return total
