@@ -1,6 +1,7 @@
 """fivefold: lists the commands and hands the words over to one. Imports nothing heavy, so that help is instant."""
 
 import importlib
+import os
 import sys
 import warnings
 
@@ -19,10 +20,15 @@ def main(argv: list[str] | None = None) -> int:
     words = [word for word in words if word != "--traceback"]
     warnings.formatwarning = _one_line
     try:
-        return _dispatch(words)
+        status = _dispatch(words)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         if traceback:
             raise
@@ -75,11 +81,15 @@ def _unknown(words: list[str]) -> Exception:
 
 
 def _explain(error: Exception) -> int:
-    """Print an error in one line and return its exit status."""
-    from pipelines.errors import ConfigError
+    """Print an error in one line and return its exit status: 2 if the user's words or data are wrong, 1 for anything else."""
+    from datamodules.text import DataError
+    from pipelines.errors import ConfigError, key_named_in
 
-    text = " ".join(str(error).split())
-    if isinstance(error, ConfigError):
+    text = str(error)
+    if "Original Traceback" in text:  # from a loader's process: its own last line says what happened
+        text = text.rstrip().rpartition("\n")[2].partition(": ")[2]
+    text = " ".join(text.split())
+    if isinstance(error, ConfigError | DataError) or (isinstance(error, ValueError) and key_named_in(text)):
         print(f"error: {text}", file=sys.stderr)
         return 2
     print(f"error: {type(error).__name__}: {text} (add --traceback to see where)", file=sys.stderr)

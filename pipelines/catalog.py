@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import configs
-
-ROOT = Path(configs.__path__[0])
+ROOT = Path(__file__).resolve().parent.parent / "configs"  # not `import configs`: many projects have a folder of that name
 
 
 def path_of(group: str, choice: str) -> Path:

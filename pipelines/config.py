@@ -7,15 +7,17 @@ Precedence, lowest first: dataclass defaults, group files (method, then optim, s
 import dataclasses
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
-from pipelines.catalog import choices_of
+from pipelines.catalog import choices_of, label_of
 from pipelines.errors import ConfigError, ConfigWarning
+from pipelines.kinds import shown
 from pipelines.layers import Stack, stack
 from pipelines.schema import COMPONENTS, SECTIONS, Component, RunConfig
-from pipelines.sources import class_constants, schema_of
-from pipelines.typed import Keys, Value, fill
+from pipelines.sources import class_constants, parameters_of, schema_of
+from pipelines.typed import Keys, Value, fill, idle
 from pipelines.words import read_words, split_flags
 from pipelines.yamltext import dump
 
@@ -37,8 +39,11 @@ def compose(argv: list[str], command: str = "train") -> RunConfig:
     spread = [single for value in values for single in keys.spread(value)]
     filled = {name: fill(name, schema, [v for v in spread if v.key.startswith(f"{name}.") and v.key != f"{name}._target_"], keys)
               for name, schema in schemas.items()}
-    components = {name: Component(str(targets[name].value), filled.pop(name)) for name in COMPONENTS}
-    origins = dict.fromkeys(keys.types, "default") | {keys.field_of(v.key): v.origin for v in spread}
+    highest = {keys.field_of(value.key): value for value in spread}
+    _warn_overridden(chosen, spread, highest)
+    _warn_idle(filled, highest)
+    components: dict[str, Any] = {name: Component(str(targets[name].value), filled.pop(name)) for name in COMPONENTS}
+    origins = dict.fromkeys(keys.types, "default") | {key: value.origin for key, value in highest.items()}
     config = RunConfig(chosen.method, chosen.experiment, choices=chosen.choices, origins=origins, **components, **filled)
     _refuse_impossible(config)
     if command == "train":
@@ -52,7 +57,7 @@ def _values(chosen: Stack) -> list[Value]:
         Value(f"{section}.{key}", value, layer.origin, layer.where)
         for layer in chosen.layers for section, content in layer.sections.items() for key, value in content.items()
     ]
-    return values + [Value(s.key, s.value, "command line", text=s.text) for s in chosen.words.settings]
+    return values + [Value(key, text, "command line", text=text) for key, text in chosen.words.settings.items()]
 
 
 def _target(section: str, values: list[Value], chosen: Stack) -> Value:
@@ -60,15 +65,41 @@ def _target(section: str, values: list[Value], chosen: Stack) -> Value:
     found = [value for value in values if value.key == f"{section}._target_"]
     if not found:
         file = chosen.choices.get(section, chosen.method)
-        raise ConfigError(f"{section}._target_: not set. Name the class in configs/{section if section in chosen.choices else 'method'}/{file}.yaml")
+        group = section if section in chosen.choices else "method"
+        raise ConfigError(f"{section}._target_: not set. Name the class in configs/{group}/{file}.yaml")
     return found[-1]
 
 
 def _schema(section: str, target: Value) -> type:
+    """Read the dataclass of a component, whose constructor must take what a component of this section is given."""
     try:
-        return schema_of(str(target.value))
+        schema, found = schema_of(str(target.value)), parameters_of(str(target.value))
     except ConfigError as error:
         raise ConfigError(f"{section}.{error}{target.where}") from error
+    if sorted(found) != sorted(COMPONENTS[section]):
+        wanted, given = ", ".join(found), ", ".join(COMPONENTS[section])
+        raise ConfigError(f"{section}._target_: {target.value} takes ({wanted}), but {section} is given ({given}){target.where}")
+    return schema
+
+
+def _warn_overridden(chosen: Stack, spread: list[Value], highest: dict[str, Value]) -> None:
+    """Warn where a file takes back what a choice on the command line would have set."""
+    for group, choice in chosen.words.choices.items():
+        own = [v for v in spread if v.origin == label_of(group, choice) and v.value != highest[v.key].value]
+        lost = [v for v in own if highest[v.key].text is None]
+        if lost and group not in ("method", "experiment"):
+            words = " ".join(f"{v.key}={shown(v.value)}" for v in lost)
+            text = f"{group}={choice}: {highest[lost[0].key].origin} sets other values. Write {words} to have those of {group}={choice}"
+            warnings.warn(ConfigWarning(text), stacklevel=3)
+
+
+def _warn_idle(filled: dict[str, Any], highest: dict[str, Value]) -> None:
+    """Warn of settings that do nothing beside the others; a file that repeats a default has set nothing."""
+    for section, config in filled.items():
+        for key, (reason, default) in idle(config, section).items():
+            value = highest.get(key)
+            if value and (value.text is not None or value.value != default):
+                warnings.warn(ConfigWarning(f"{key}: has no effect, because {reason}{value.where}"), stacklevel=3)
 
 
 def _refuse_impossible(config: RunConfig) -> None:
@@ -102,7 +133,8 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
 
 def to_yaml(config: RunConfig) -> str:
     """Write a configuration in full, as a file that `config=FILE` and `from_yaml` read back to the same one."""
-    return f"# every value of a run; fivefold train config=THIS-FILE runs it again\n{dump({'defaults': config.choices, **to_mapping(config)})}"
+    title = "# every value of a run; fivefold train config=THIS-FILE runs it again\n"
+    return title + dump({"defaults": config.choices, **to_mapping(config)})
 
 
 def from_yaml(path: str | Path, overrides: list[str] | None = None) -> RunConfig:

@@ -13,11 +13,12 @@ from rich.tree import Tree
 
 from pipelines.catalog import choices_of, summary_of
 from pipelines.config import compose, to_mapping
+from pipelines.kinds import defaults, leaves, shown, type_text
 from pipelines.schema import COMPONENTS, GROUPS, SECTIONS, RunConfig
-from pipelines.sources import docs_of, field_docs, read_class
-from pipelines.typed import leaves, type_text
+from pipelines.sources import docs_of, read_class
 
-Row = tuple[str, str, str, str]  # key, type, value, meaning
+Row = tuple[str, str, str, str]  # what HEADINGS say
+HEADINGS = ("key", "type", "value (default, if another)", "meaning")
 
 USAGE = """fivefold train method=NAME [experiment=NAME] [group=choice …] [section.key=value …]
   --cfg      show every value of the run and where it comes from
@@ -42,7 +43,7 @@ def help_table(words: list[str]) -> RenderableType:
     named = any(word.startswith(("method=", "experiment=", "config=")) for word in words)
     rows = _rows(compose(words, "show")) if named else _rows_without_method()
     for section, listed in rows.items():
-        parts += [Text(), Text(section, style="bold"), Padding(_table(listed), (0, 0, 0, 2))]
+        parts += [Text(), Text(section, style="bold"), Padding(_table(listed, header=section == next(iter(rows))), (0, 0, 0, 2))]
     if not named:
         parts += [Text(), Text("module, data and optim depend on the method: fivefold train method=NAME --help")]
     return Group(*parts)
@@ -50,27 +51,28 @@ def help_table(words: list[str]) -> RenderableType:
 
 def _rows(config: RunConfig) -> dict[str, list[Row]]:
     """Describe every key of a composed run by section."""
-    schemas = {name: type(getattr(config, name).config) for name in COMPONENTS} | SECTIONS
     mapping = to_mapping(config)
-    docs = {name: field_docs(getattr(config, name).target) for name in COMPONENTS}
-    docs |= {name: _section_docs(name) for name in SECTIONS}
-    return {
-        name: [(f"{name}.{key}", type_text(kind), shown(_at(mapping[name], key)), docs[name].get(key, "")) for key, kind in leaves(schema).items()]
-        for name, schema in schemas.items()
-    }
+    components = {name: _section(name, type(getattr(config, name).config), mapping[name]) for name in COMPONENTS}
+    return components | {name: _section(name, _with_docs(schema), mapping[name]) for name, schema in SECTIONS.items()}
 
 
 def _rows_without_method() -> dict[str, list[Row]]:
-    return {
-        name: [(f"{name}.{key}", type_text(kind), shown(getattr(schema(), key)), _section_docs(name).get(key, ""))
-               for key, kind in leaves(schema).items()]
-        for name, schema in SECTIONS.items()
-    }
+    """Describe the keys that every run has by section."""
+    return {name: _section(name, _with_docs(schema), defaults(schema)) for name, schema in SECTIONS.items()}
 
 
-def _section_docs(name: str) -> dict[str, str]:
-    schema = SECTIONS[name]
-    return docs_of(read_class(schema.__module__, schema.__name__))
+def _with_docs(schema: type) -> type:
+    return read_class(schema.__module__, schema.__name__)
+
+
+def _section(name: str, schema: type, values: Mapping[str, Any]) -> list[Row]:
+    """Describe each key of a dataclass that was read from source; a value other than the default has the default beside it."""
+    docs, default = docs_of(schema), defaults(schema)
+    rows: list[Row] = []
+    for key, kind in leaves(schema).items():
+        value, usual = shown(_at(values, key)), shown(_at(default, key))
+        rows.append((f"{name}.{key}", type_text(kind), value if value == usual else f"{value} (default {usual})", docs.get(key, "")))
+    return rows
 
 
 def _at(mapping: Mapping[str, Any], key: str) -> Any:
@@ -78,19 +80,6 @@ def _at(mapping: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         value = value[part]
     return value
-
-
-def shown(value: Any) -> str:
-    """Write a value as a command line would take it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{', '.join(shown(v) for v in value)}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{k}: {shown(v)}' for k, v in value.items())}}}"
-    return "''" if value == "" else str(value)
 
 
 def _groups() -> Table:
@@ -103,10 +92,10 @@ def _groups() -> Table:
     return table
 
 
-def _table(rows: list[Row]) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for style, ratio in (("cyan", 3), ("dim", 3), ("green", 2), ("", 6)):
-        table.add_column(style=style, overflow="fold", ratio=ratio)
+def _table(rows: list[Row], header: bool) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=header, header_style="dim")
+    for heading, style, ratio in zip(HEADINGS, ("cyan", "dim", "green", ""), (3, 3, 2, 6)):
+        table.add_column(heading, style=style, overflow="fold", ratio=ratio)
     table.expand = True
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))

@@ -12,10 +12,19 @@ class ConfigWarning(UserWarning):
     """A setting that has no effect; the text is one line, printed after `warning:`."""
 
 
+def key_named_in(text: str) -> bool:
+    """Tell whether an error opens with `section.key: `, as those do that a component raises while it is built."""
+    from pipelines.schema import COMPONENTS, SECTIONS
+
+    section, dot, rest = text.partition(": ")[0].partition(".")
+    return bool(dot) and section in (*COMPONENTS, *SECTIONS) and rest.replace(".", "_").isidentifier()
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """Find the choice that looks most like `word`, whatever the case; None if nothing is close."""
+    """Find the choice that looks most like `word`, or else begins with it, whatever the case; None if nothing is close."""
     by_lower = {choice.lower(): choice for choice in choices}
     found = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    found = found or [choice for choice in by_lower if len(word) > 1 and choice.startswith(word.lower())]
     return by_lower[found[0]] if found else None
 
 

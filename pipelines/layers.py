@@ -1,5 +1,6 @@
 """From words to layers: which YAML files a run is made of, in order of precedence, and what each of them says."""
 
+import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,10 +53,10 @@ def stack(words: Words) -> Stack:
     method = words.choices.get("method") or top.defaults.get("method") or own
     if not method:
         raise ConfigError(f"method: none given. Write method=NAME, one of: {', '.join(choices_of('method'))}")
+    base = _group_file("method", method, _where("method", words, top, named))
     for layer in (named, top):
         if (other := layer.defaults.get("method", method)) != method:
             raise ConfigError(f"method={method}: {layer.origin} is a setting of method {other}. Leave one of the two out")
-    base = _group_file("method", method, _where("method", words, top, named))
     proposers = [base, named, top, Layer("command line", "", defaults=words.choices)]
     choices, groups = {"method": method, **({"experiment": experiment} if experiment else {})}, []
     for group in GROUPS:
@@ -66,7 +67,7 @@ def stack(words: Words) -> Stack:
 
 
 def _choose(group: str, proposers: list[Layer]) -> tuple[str, Layer]:
-    """Take the highest proposal for a group, and drop what lower files wrote for another optimizer."""
+    """Take the highest proposal for a group, and drop what lower files wrote for another kind."""
     proposals: list[tuple[Layer, str]] = []
     for layer in proposers:  # what each layer would have chosen, had none been above it
         below = proposals[-1][1] if proposals else BUILT_IN.get(group, "")
@@ -77,20 +78,21 @@ def _choose(group: str, proposers: list[Layer]) -> tuple[str, Layer]:
     proposer = next((layer for layer, _ in reversed(proposals) if group in layer.defaults), None)
     chosen = _group_file(group, choice, proposer.where if proposer and proposer.file else "")
     for layer, other in proposals:
-        if other and other != choice and group in COMPONENTS:
+        if other and other != choice:
             _drop_foreign(layer, group, other, chosen)
     return choice, chosen
 
 
 def _drop_foreign(layer: Layer, group: str, other: str, chosen: Layer) -> None:
-    """Remove a section that was written for another class: its numbers were tuned for that one, its keys may not exist here."""
+    """Remove a section that was written for another class or name: its numbers were tuned for that one, its keys may not exist here."""
     section = layer.sections.get(group)
     if not section:
         return
-    written_for = section.get("_target_") or _group_file(group, other, layer.where).sections[group].get("_target_")
-    if written_for != chosen.sections[group].get("_target_"):
+    kind = "_target_" if group in COMPONENTS else "name"
+    written_for = section.get(kind) or _group_file(group, other, layer.where).sections[group].get(kind)
+    if written_for != chosen.sections[group].get(kind):
         del layer.sections[group]
-        keys = ", ".join(key for key in section if key != "_target_")
+        keys = ", ".join(key for key in section if key != kind)
         if keys:
             text = f"{group}: the values of {layer.origin} were set for {group}={other} and are not used ({keys})"
             warnings.warn(ConfigWarning(text), stacklevel=2)
@@ -107,33 +109,37 @@ def _group_file(group: str, choice: str, where: str) -> Layer:
         raise refuse_choice(group, choice, known, where)
     label = label_of(group, choice)
     content = _mapping(path_of(group, choice), label)
-    if group in ("method", "experiment"):
-        return _layer(content, f"experiment {choice}" if group == "experiment" else label, label)
+    if group == "method":
+        return _layer(content, label, label, [g for g in GROUPS if g not in ("method", "experiment")])
+    if group == "experiment":
+        return _layer(content, f"experiment {choice}", label, [g for g in GROUPS if g != "experiment"])
     return Layer(label, label, sections={group: content})
 
 
 def read_file(name: str) -> Layer:
     """Read the file of `config=FILE`."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         raise ConfigError(f"config: {name} is a folder. Write config={path / 'config.yaml'}")
-    if not path.is_file():
-        raise ConfigError(f"config: no such file {name}")
-    return _layer(_mapping(path, name), f"config={name}", name)
+    if not os.path.isfile(path):
+        raise ConfigError(f"config: no such file {name}. Write config=FILE with its path from {Path.cwd()}")
+    return _layer(_mapping(path, name), f"config={name}", name, list(GROUPS))
 
 
 def _mapping(path: Path, label: str) -> dict[str, Any]:
     try:
         content = parse(path.read_text(encoding="utf-8"), label)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{label}: is not a text file") from error
+        raise ConfigError(f"{label}: is not a text file in UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{label}: cannot be read: {error.strerror}") from error
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{label}: must hold keys and values, not {type(content).__name__}")
-    return {str(key): value for key, value in (content or {}).items()}
+    return content or {}
 
 
-def _layer(content: dict[str, Any], origin: str, file: str) -> Layer:
-    """Check the outline of a file with sections: `defaults` and known sections, each a mapping."""
+def _layer(content: dict[str, Any], origin: str, file: str, groups: list[str]) -> Layer:
+    """Check the outline of a file with sections: `defaults`, which chooses from `groups`, and known sections, each a mapping."""
     layer = Layer(origin, file)
     for name, value in content.items():
         if name != "defaults" and name not in SECTION_NAMES:
@@ -141,10 +147,10 @@ def _layer(content: dict[str, Any], origin: str, file: str) -> Layer:
         if value is not None and not isinstance(value, dict):
             raise ConfigError(f"{name}: must hold keys and values, not '{value}'{layer.where}")
         if name != "defaults":
-            layer.sections[name] = {str(key): inner for key, inner in (value or {}).items()}
+            layer.sections[name] = value or {}
     for group, choice in (content.get("defaults") or {}).items():
-        if group not in GROUPS:
-            raise ConfigError(f"defaults.{group}: no such group.{hint(str(group), GROUPS)}{layer.where}")
+        if group not in groups:
+            raise ConfigError(f"defaults.{group}: no such group here.{hint(group, groups)} Groups: {', '.join(groups)}{layer.where}")
         if choice is not None:
-            layer.defaults[str(group)] = str(choice)
+            layer.defaults[group] = str(choice)
     return layer

@@ -1,5 +1,10 @@
-"""The sections that every run has, whatever its method. No import here may pull in torch."""
+"""The sections that every run has, whatever its method. No import here may pull in torch.
 
+A dataclass may have a method `without_effect` that maps keys which do nothing beside its other values to the reason; `compose` warns
+whoever has set one of them.
+"""
+
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,6 +13,12 @@ def positive(name: str, value: float | None) -> None:
     """Refuse zero and negative values of `name`; None means "not set" and passes."""
     if value is not None and value <= 0:
         raise ValueError(f"{name}: must be above 0, not {value}")
+
+
+def not_negative(name: str, value: float | None) -> None:
+    """Refuse negative values of `name`; None passes."""
+    if value is not None and value < 0:
+        raise ValueError(f"{name}: must be 0 or above, not {value}")
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,8 @@ class RunSection:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: must lie in 0..2^32-1, not {self.seed}")
+        if self.name is not None and not re.fullmatch(r"(?!\.)[^/\\\x00-\x1f]+", self.name):
+            raise ValueError(f"name: must be the name of one folder, not '{self.name}'; run.root says where it lies")
 
 
 @dataclass(frozen=True)
@@ -73,8 +86,19 @@ class TrainerSection:
         for name in ("devices", "num_nodes", "accumulate_grad_batches", "log_every_n_steps", "gradient_clip_val",
                      "val_every_n_steps", "limit_train_batches", "max_epochs", "threads"):
             positive(name, getattr(self, name))
+        for name in ("limit_val_batches", "overfit_batches"):
+            not_negative(name, getattr(self, name))
         if self.max_steps < 1 and self.max_steps != -1:
             raise ValueError(f"max_steps: must be above 0, or -1 for no limit, not {self.max_steps}")
+        if self.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time):
+            raise ValueError(f"max_time: must be written DD:HH:MM:SS, such as 00:01:30:00, not {self.max_time}")
+
+    def without_effect(self) -> dict[str, str]:
+        """Name the keys that a trial run overrides, and an interval between validations that never happen."""
+        if self.fast_dev_run:
+            names = ("max_steps", "max_epochs", "val_every_n_steps", "limit_train_batches", "limit_val_batches", "overfit_batches")
+            return dict.fromkeys(names, "fast_dev_run takes one batch of everything")
+        return {"val_every_n_steps": "limit_val_batches=0 means no validation"} if self.limit_val_batches == 0 else {}
 
 
 @dataclass(frozen=True)
@@ -110,6 +134,10 @@ class LoggerSection:
     """W&B team or user"""
     group: str | None = None
     """W&B group of runs that belong together"""
+
+    def without_effect(self) -> dict[str, str]:
+        """Name the keys that only W&B reads."""
+        return dict.fromkeys(("mode", "project", "entity", "group"), "name=csv leaves W&B out") if self.name == "csv" else {}
 
 
 @dataclass(frozen=True)
@@ -147,5 +175,6 @@ class RunConfig:
 
 SECTIONS: dict[str, type] = {"run": RunSection, "trainer": TrainerSection, "checkpoint": CheckpointSection,
                              "strategy": StrategySection, "logger": LoggerSection, "cluster": ClusterSection}
-COMPONENTS = ("module", "data", "optim")
+COMPONENTS = {"module": ["config", "optimizer"], "data": ["config"],  # section -> what the constructor of its class must be given
+              "optim": ["named_parameters", "config"]}
 GROUPS = ("method", "optim", "strategy", "trainer", "logger", "cluster", "experiment")

@@ -1,8 +1,8 @@
 """Read a component's configuration dataclass from its source, so that words are checked before torch is imported.
 
 A component file imports torch at its top, which takes seconds. Its configuration dataclass needs none of that: it is built from the
-standard library, literals, UPPERCASE literal constants and other configuration dataclasses. So the file is parsed, not imported, and
-only the definitions that the dataclass names are executed. What is read here equals what `import` gives; a test holds that.
+standard library, literals, UPPERCASE literal constants, plain functions and other configuration dataclasses. So the file is parsed, not
+imported, and only the definitions that the dataclass names are executed. What is read here equals what `import` gives; a test holds that.
 """
 
 import ast
@@ -19,6 +19,8 @@ from typing import Any
 from pipelines.errors import ConfigError, hint
 
 OURS = ("lightning_modules", "datamodules", "pipelines")
+ALLOWED = ("a configuration may use only the standard library, literals, UPPERCASE literal constants, plain functions "
+           "and other configuration dataclasses")
 
 
 @cache
@@ -31,16 +33,18 @@ def schema_of(target: str) -> type:
         schema = source.evaluate(name)
         if dataclasses.is_dataclass(schema) and isinstance(schema, type):
             return schema
-    raise ConfigError(f"_target_: {target} takes no dataclass called config")
+    raise ConfigError(f"_target_: {target} takes no dataclass called config.{hint(target, _classes_near('lightning_modules'))}")
 
 
-def field_docs(target: str) -> dict[str, str]:
-    """Return the text under each field of the configuration of `target`; fields of nested dataclasses are dotted."""
-    return docs_of(schema_of(target))
+def parameters_of(target: str) -> list[str]:
+    """Return the names of the parameters that the constructor of the class `target` must be given."""
+    init = next((found for _, node in _ancestry(*_component(target)) if (found := _constructor(node))), None)
+    names = [arg.arg for arg in init.args.args[1:]] if init else []
+    return names[:len(names) - len(init.args.defaults)] if init else []
 
 
 def docs_of(schema: type, prefix: str = "") -> dict[str, str]:
-    """Return the text under each field of a dataclass that was read from source."""
+    """Return the text under each field of a dataclass that was read from source; fields of nested ones are dotted."""
     own: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         own.update(_docs.get(base, {}))
@@ -103,6 +107,9 @@ class Source:
                 self.names[name] = value
         elif isinstance(node, ast.ClassDef) and any(_is_dataclass(d) for d in node.decorator_list):
             self._execute(node)
+            _docs[self.names[name]] = _texts(node)
+        elif isinstance(node, ast.FunctionDef) and not node.decorator_list:
+            self._execute(node)
         return self.names.get(name)
 
     def _follow(self, node: ast.Import | ast.ImportFrom, name: str) -> None:
@@ -121,22 +128,16 @@ class Source:
             if source and alias.name in source.names:
                 self.names[name] = value
 
-    def _execute(self, node: ast.ClassDef) -> None:
-        """Run one dataclass definition after the names it mentions, and keep the text under its fields."""
+    def _execute(self, node: ast.ClassDef | ast.FunctionDef) -> None:
+        """Run the definition of one dataclass or function after those of the names it mentions."""
         for inner in ast.walk(node):
             if isinstance(inner, ast.Name) and not hasattr(builtins, inner.id):
                 self.evaluate(inner.id)
         try:
             exec(compile(ast.Module([node], []), str(self.path), "exec"), self.names)
         except NameError as error:
-            raise ConfigError(f"{self.module}.{node.name}: {error}; a configuration may use only the standard library, literals, "
-                              "UPPERCASE literal constants and other configuration dataclasses") from error
-        _docs[self.names[node.name]] = {
-            above.target.id: " ".join(text.value.value.split())
-            for above, text in zip(node.body, node.body[1:])
-            if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name)
-            and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
-        }
+            self.tried.discard(node.name)
+            raise ConfigError(f"{self.module}.{node.name}: {error}; {ALLOWED}") from error
 
     def absolute(self, node: ast.ImportFrom) -> str:
         """Name the module that a `from` import reads, relative ones resolved."""
@@ -179,11 +180,12 @@ def _component(target: str) -> tuple[Source, ast.ClassDef]:
     module, _, name = target.rpartition(".")
     source = _source(module) if module else None
     if source is None:
-        raise ConfigError(f"_target_: no such module '{module or target}'.{hint(target, _classes_near(module or target))}")
+        near = hint(target, _classes_near(module or target)) or " Write PACKAGE.MODULE.CLASS, such as lightning_modules.optim.adamw.AdamW"
+        raise ConfigError(f"_target_: no such module '{module or target}'.{near}")
     found = _class(source, name)
     if found is None:
         classes = [f"{module}.{n}" for n, node in source.nodes.items() if isinstance(node, ast.ClassDef)]
-        raise ConfigError(f"_target_: no class '{name}' in {module}.{hint(target, classes)}")
+        raise ConfigError(f"_target_: no class '{name}' in {module}.{hint(target, classes) or ' Classes: ' + ', '.join(classes)}")
     return found
 
 
@@ -221,22 +223,35 @@ def _ancestry(source: Source, node: ast.ClassDef) -> Iterator[tuple[Source, ast.
             yield from _ancestry(*found)
 
 
+def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
+    return next((s for s in node.body if isinstance(s, ast.FunctionDef) and s.name == "__init__"), None)
+
+
 def _config_annotation(node: ast.ClassDef) -> str | None:
     """Return the name that annotates `config` in the class's own constructor, if it has one."""
-    for statement in node.body:
-        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            for arg in (*statement.args.args, *statement.args.kwonlyargs):
-                if arg.arg == "config" and isinstance(arg.annotation, ast.Name):
-                    return arg.annotation.id
-                if arg.arg == "config" and isinstance(arg.annotation, ast.Constant):
-                    return str(arg.annotation.value)
+    init = _constructor(node)
+    for arg in (*init.args.args, *init.args.kwonlyargs) if init else ():
+        if arg.arg == "config" and isinstance(arg.annotation, ast.Name):
+            return arg.annotation.id
+        if arg.arg == "config" and isinstance(arg.annotation, ast.Constant):
+            return str(arg.annotation.value)
     return None
+
+
+def _texts(node: ast.ClassDef) -> dict[str, str]:
+    """Return the text under each field of a dataclass definition."""
+    return {
+        above.target.id: " ".join(text.value.value.split())
+        for above, text in zip(node.body, node.body[1:])
+        if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name)
+        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
 
 
 def _bound(node: ast.stmt) -> list[str]:
     """List the names that a statement binds."""
     match node:
-        case ast.ClassDef(name=name):
+        case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
             return [name]
         case ast.Import(names=names):
             return [a.asname or a.name.partition(".")[0] for a in names]

@@ -2,21 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipelines.catalog import choices_of
 from pipelines.errors import ConfigError, hint
 from pipelines.schema import COMPONENTS, GROUPS, SECTIONS
-from pipelines.yamltext import parse
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One `section.key=value`; `text` keeps the word as typed, for keys that hold text."""
-
-    key: str
-    text: str
-    value: Any
 
 
 @dataclass(frozen=True)
@@ -24,7 +13,7 @@ class Words:
     """A command line taken apart; nothing is checked against a schema yet."""
 
     choices: dict[str, str] = field(default_factory=dict)  # group -> choice
-    settings: list[Setting] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)  # section.key -> value as typed
     file: str | None = None  # of config=FILE
 
 
@@ -53,15 +42,18 @@ def read_words(argv: list[str]) -> Words:
         if key in given:
             raise ConfigError(f"{key}: given twice, as '{given[key]}' and as '{text}'. Keep one")
         given[key] = text
-    plain = {key: text for key, text in given.items() if "." not in key}
-    for key in plain.keys() - {"config", *GROUPS}:
-        raise _no_such_group(key, plain[key])
-    settings = [Setting(key, text, parse(text, key)) for key, text in given.items() if "." in key]
-    return Words({k: v for k, v in plain.items() if k != "config"}, settings, plain.get("config"))
+    choices = {key: given.pop(key) for key in GROUPS if key in given}
+    file = given.pop("config", None)
+    for key, text in given.items():
+        if "." not in key:
+            _refuse_slip(key, text)
+    return Words(choices, given, file)
 
 
 def _halves(word: str) -> tuple[str, str]:
     key, equals, text = word.partition("=")
+    if not _is_utf8(word):
+        raise ConfigError(f"{word!r}: is not UTF-8 text. Write it in the encoding of your terminal")
     if word.startswith("-"):
         raise ConfigError(f"{word}: flags are not settings. Write section.key=value")
     if not equals:
@@ -87,12 +79,18 @@ def _no_equals(word: str) -> ConfigError:
     return ConfigError(f"{word}: no '='. Write {word}=VALUE" if dot else f"{word}: no '='. Write section.key=value or group=choice")
 
 
-def _no_such_group(key: str, text: str) -> ConfigError:
-    """Explain a word without a dot that is no group: a key without its section, a section, or a slip of the fingers."""
-    for section, kind in SECTIONS.items():
-        if key in kind.__dataclass_fields__ and key not in (*SECTIONS, *COMPONENTS):
-            return ConfigError(f"{key}: no section. Did you mean '{section}.{key}={text}'?")
+def _refuse_slip(key: str, text: str) -> None:
+    """Explain a section without its key and a misspelt group; any other word may be a key without its section, told apart later."""
     if key in SECTIONS or key in COMPONENTS:
-        return ConfigError(f"{key}: is a section, not a group. Write {key}.KEY={text}")
+        raise ConfigError(f"{key}: is a section, not a group. Write {key}.KEY={text}")
     groups = ("config", *GROUPS)
-    return ConfigError(f"{key}: no such group.{hint(key, groups)} Groups: {', '.join(groups)}")
+    if found := hint(key, groups):
+        raise ConfigError(f"{key}: no such group.{found} Groups: {', '.join(groups)}")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
