@@ -92,6 +92,16 @@ class FiraDataConfig:
         if not needed:
             raise ValueError(f"source: must go with {'root or train' if self.source == 'files' else 'hub'}, not {self.source} alone")
 
+    def without_effect(self) -> dict[str, str]:
+        """Name the keys that other tokenizers and other sources read."""
+        idle = {} if self.tokenizer == "train" else {"vocab_size": f"tokenizer={self.tokenizer} has its own"}
+        source = self.chosen_source
+        if source != "hub":
+            idle |= dict.fromkeys(("hub", "subset", "train_split", "valid_split", "stream_epoch"), f"the text is from {source}")
+        if source != "files":
+            idle |= dict.fromkeys(("root", "train", "valid", "test", "unit"), f"the text is from {source}")
+        return idle
+
     @property
     def chosen_source(self) -> Literal["stdlib", "files", "hub"]:
         """The source that auto stands for."""

@@ -94,12 +94,15 @@ def _warn_overridden(chosen: Stack, spread: list[Value], highest: dict[str, Valu
 
 
 def _warn_idle(filled: dict[str, Any], highest: dict[str, Value]) -> None:
-    """Warn of settings that do nothing beside the others; a file that repeats a default has set nothing."""
+    """Warn of settings that do nothing beside the others; a file that repeats a default, or belongs to a group, has insisted on nothing."""
+    idle_for: dict[str, list[str]] = {}  # reason -> keys
     for section, config in filled.items():
         for key, (reason, default) in idle(config, section).items():
             value = highest.get(key)
-            if value and (value.text is not None or value.value != default):
-                warnings.warn(ConfigWarning(f"{key}: has no effect, because {reason}{value.where}"), stacklevel=3)
+            if value and (value.text is not None or (value.value != default and not value.origin.startswith("configs/"))):
+                idle_for.setdefault(reason, []).append(key)
+    for reason, keys in idle_for.items():
+        warnings.warn(ConfigWarning(f"{', '.join(keys)}: no effect, because {reason}"), stacklevel=3)
 
 
 def _refuse_impossible(config: RunConfig) -> None:

@@ -31,6 +31,10 @@ class LoraSection:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: must lie in 0..1, not {self.dropout}")
 
+    def without_effect(self) -> dict[str, str]:
+        """Name what only adapters need."""
+        return {} if self.rank else dict.fromkeys(("alpha", "dropout", "targets"), "rank=0 means no LoRA")
+
 
 @dataclass(frozen=True)
 class FiraModuleConfig:
@@ -44,6 +48,10 @@ class FiraModuleConfig:
     """compile the network with torch.compile"""
     lora: LoraSection = field(default_factory=LoraSection)
     """low-rank adapters for fine-tuning"""
+
+    def without_effect(self) -> dict[str, str]:
+        """Name what a finished model decides itself."""
+        return {"size": f"pretrained={self.pretrained} has its own"} if self.pretrained else {}
 
 
 class FiraModule(MethodModule):

@@ -84,6 +84,11 @@ class FiraConfig(AdamWConfig):
         if not self.targets:
             raise ValueError("targets: must name at least one pattern, such as [attn, mlp]; choose optim=adamw to project nothing")
 
+    def without_effect(self) -> dict[str, str]:
+        """Name the keys of a residual that is off, and the seed of an exact basis."""
+        idle = {} if self.residual else dict.fromkeys(("variant", "scaling", "limiter_gamma"), "residual=false leaves the residual out")
+        return idle | ({"seed": f"basis={self.basis} draws nothing"} if self.basis in ("svd", "gram") else {})
+
     @property
     def in_residual(self) -> float:
         """How much of P R is taken out of the gradient (c in the formula above)."""

@@ -22,6 +22,10 @@ class ScheduleConfig:
         if not 0 <= self.min_lr_ratio < 1:
             raise ValueError(f"min_lr_ratio: must lie in 0..1 (1 excluded: use name=constant), not {self.min_lr_ratio}")
 
+    def without_effect(self) -> dict[str, str]:
+        """Name the end of a decay that does not happen."""
+        return {"min_lr_ratio": "name=constant never decays"} if self.name == "constant" else {}
+
     def warmup_steps(self, total_steps: int) -> int:
         """Count the optimizer steps of the warm-up."""
         return round(self.warmup * total_steps) if self.warmup < 1 else round(self.warmup)
