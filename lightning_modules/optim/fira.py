@@ -16,21 +16,17 @@ no second matrix of that size is needed, and two products with the basis are eno
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import Optimizer
-from torch.optim.adam import adam
 
-from lightning_modules.optim.adamw import AdamWConfig
+from lightning_modules.optim.adamw import AdamW, AdamWConfig, Named, State, adam_, check_keys, computed_dtype
 from lightning_modules.optim.groups import split_by_target
-from lightning_modules.optim.nonfinite import FiniteGradients
 from lightning_modules.optim.projection import find_basis, seed_of, squared_row_norms, tall_view, with_canonical_signs
-from lightning_modules.optim.state import copied, fits, matched
 
 CANCELS = 0.9  # above this c, |G - c P R| from the norms of G and R would be lost in rounding
 
@@ -63,10 +59,6 @@ class FiraConfig(AdamWConfig):
     """spread the refreshes of the matrices over the gap instead of making all in one step"""
     canonical_sign: bool = False
     """fix the signs of the basis, for equal results on different devices; the official package does not"""
-    state_dtype: Literal["float32", "bfloat16"] = "float32"
-    """type of moments and basis; float64 parameters keep float64"""
-    nonfinite: Literal["raise", "skip"] = "raise"
-    """gradients with inf or NaN: stop and name the parameter, or leave the step out"""
     targets: list[str] = field(default_factory=lambda: ["attn", "mlp"])
     """regular expressions; matrices whose name matches one are projected, all else gets plain Adam"""
     seed: int = 0
@@ -97,134 +89,138 @@ class FiraConfig(AdamWConfig):
         return 1.0 if self.variant == "paper" else self.alpha
 
 
-@dataclass(frozen=True)
-class Place:
-    """What tells one projected matrix from another."""
-
-    name: str
-    offset: int  # steps by which its refreshes come earlier than the multiples of the gap
-
-
-class Fira(Optimizer):
+class Fira(AdamW):
     """Fira on the matrices that `config.targets` names, Adam with the same learning rate on all other parameters.
 
-    A step uses the gradients up: it turns them into updates in their own memory and sets `.grad` to None. State exists from the
-    start. With `residual=False` this is GaLore (Zhao et al. 2024). Raises ValueError for a target without a matrix, and
-    FloatingPointError for gradients that are not finite.
+    A step turns gradients into updates in their own memory. With `residual=False` this is GaLore (Zhao et al. 2024). Raises ValueError
+    for a target without a matrix.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], config: FiraConfig) -> None:
-        self.config = config
-        projected, rest = split_by_target(named_parameters, config.targets)
-        groups = [{"params": projected, "projected": True}, {"params": rest, "projected": False}]
-        super().__init__([group for group in groups if group["params"]], {"lr": config.lr})
-        self.places = {p: Place(name, index * config.gap // len(projected) if config.refresh_stagger else 0)
-                       for index, (name, p) in enumerate(projected)}
-        self.without_basis = set(self.places)  # matrices that wait for a first gradient other than 0
-        for _, p in (*projected, *rest):
-            self.state[p] = self._new_state(p)
-        self.finite = FiniteGradients(config.nonfinite, deferred=any(p.device.type != "cpu" for p in self.state))
+    config: FiraConfig
 
-    def _new_state(self, p: Parameter) -> dict[str, Tensor]:
-        """Make the state of a parameter before its first step; `step` stays on the host, so that reading it waits for no device."""
-        computed = _compute_dtype(p)
-        kept = torch.float64 if computed == torch.float64 else getattr(torch, self.config.state_dtype)
-        if p not in self.places:
-            return {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p, dtype=kept), "exp_avg_sq": torch.zeros_like(p, dtype=kept)}
-        hi, lo = max(p.shape), min(p.shape)
-        rank = min(self.config.rank, lo)
+    def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], config: FiraConfig) -> None:
+        self.offsets: dict[str, int] = {}  # projected matrix -> steps by which its refreshes come before the multiples of the gap
+        self.without_basis: set[str] = set()  # matrices that wait for a first gradient other than 0
+        super().__init__(named_parameters, config)
+
+    def grouped(self, named: Named) -> list[Named]:
+        """Part the matrices to project from the other parameters."""
+        projected, rest = split_by_target(named, self.config.targets)
+        spacing = self.config.gap / len(projected) if self.config.refresh_stagger else 0
+        self.offsets = {name: int(index * spacing) for index, (name, _) in enumerate(projected)}
+        return [projected, rest]
+
+    def costs(self) -> dict[str, float]:
+        """Estimate the work of a step on each matrix: two products with the basis, and its share of a refresh."""
+        sides = {name: sorted(self.shapes[name]) for name in self.offsets}
+        return {name: 4.0 * lo * hi * min(self.config.rank, lo) + 20.0 * hi * lo * lo / self.config.gap for name, (lo, hi) in sides.items()}
+
+    def new_entry(self, name: str) -> State:
+        """Make the state of one parameter; that of a projected matrix is kept by its owner only."""
+        if name not in self.offsets:
+            return super().new_entry(name)
+        self.without_basis.add(name)
+        return self._matrix_entry(name) if self.exchange is None or self.exchange.owns(name) else {}
+
+    def _matrix_entry(self, name: str, device: torch.device | str | None = None) -> State:
+        weight, (lo, hi) = self.held[name].weight, sorted(self.shapes[name])
+        rank, kept, device = min(self.config.rank, lo), self.kept_dtype(weight), device or weight.device
         return {
             "step": torch.tensor(0.0),
-            "exp_avg": p.new_zeros(hi, rank, dtype=kept),
-            "exp_avg_sq": p.new_zeros(hi, rank, dtype=kept),
-            "basis": p.new_zeros(lo, rank, dtype=kept),  # 0: none yet
-            "residual_norm": p.new_zeros((), dtype=computed),  # of the last limited residual; 0: none yet
+            "exp_avg": torch.zeros(hi, rank, dtype=kept, device=device),
+            "exp_avg_sq": torch.zeros(hi, rank, dtype=kept, device=device),
+            "basis": torch.zeros(lo, rank, dtype=kept, device=device),  # 0: none yet
+            "residual_norm": torch.zeros((), dtype=computed_dtype(weight), device=device),  # of the last limited residual; 0: none yet
         }
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one step with the gradients at hand; parameters without a gradient, and their state, stay as they are."""
-        with torch.enable_grad():
-            loss = closure() if closure is not None else None
-        live = {name: p for group in self.param_groups for name, p in zip(group["param_names"], group["params"]) if p.grad is not None}
-        if sparse := [name for name, p in live.items() if p.grad.layout != torch.strided]:
-            raise RuntimeError(f"the gradient of {sparse[0]} is sparse; build its embedding with sparse=False")
-        matrices, rest = ([p for p in live.values() if (p in self.places) == projected] for projected in (True, False))
-        if not self.finite.skip(list(live), [p.grad for p in live.values()], urgent=any(map(self._is_due, matrices))):
-            for p in matrices:
-                self._step_matrix(p, p.grad, self.param_groups[0]["lr"])
-            self._step_rest(rest, [p.grad for p in rest], self.param_groups[-1]["lr"])
-        for p in live.values():
-            p.grad = None
-        return loss
+    def waits(self, names: Iterable[str]) -> bool:
+        """Refreshes look at their gradient on the host."""
+        return any(name in self.offsets and self._is_due(name) for name in names)
 
-    def _is_due(self, p: Parameter) -> bool:
-        """Tell whether a matrix gets a new basis at this step: at its first, and at every multiple of the gap."""
-        return p in self.without_basis or (int(self.state[p]["step"]) + self.places[p].offset) % self.config.gap == 0
+    def update(self, gradients: Mapping[str, Tensor]) -> None:
+        """Step the projected matrices, then all else, then decay."""
+        rates = self.rates()
+        for name, update in self._updates({name: gradient for name, gradient in gradients.items() if name in self.offsets}):
+            weight = self.held[name].weight
+            weight.add_(update.view_as(weight), alpha=-rates[name])
+        self.adam({name: gradient for name, gradient in gradients.items() if name not in self.offsets})
+        self.decay(gradients)
 
-    def _step_matrix(self, p: Parameter, gradient: Tensor, lr: float) -> None:
-        state = self.state[p]
-        gradient = gradient.to(_compute_dtype(p))  # (m, n); a copy only for 16-bit gradients
-        if self._is_due(p):
-            self._refresh(p, gradient)
+    def _updates(self, gradients: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the update of each matrix, or the part of it that is held here; 16-bit gradients are copied to float32."""
+        if self.exchange is not None:
+            like = self.exchange.like
+            flat = {name: gradient.to(like).reshape(-1) for name, gradient in gradients.items()}
+            yield from self.exchange.run(flat, self._turn_into_update)
+            return
+        for name, gradient in gradients.items():
+            matrix = gradient.to(computed_dtype(gradient))
+            self._turn_into_update(name, matrix)
+            yield name, matrix
+
+    def _turn_into_update(self, name: str, gradient: Tensor) -> None:
+        """Overwrite the whole gradient (m, n) of a matrix whose state is here with its update."""
+        state = self.entries[name]
+        if self._is_due(name):
+            self._refresh(name, gradient)
         state["step"] += 1
         write_update(gradient, state, self.config)
-        p.add_(gradient, alpha=-lr)
-        if self.config.weight_decay:
-            p.mul_(1 - lr * self.config.weight_decay)
 
-    def _refresh(self, p: Parameter, gradient: Tensor) -> None:
+    def _is_due(self, name: str) -> bool:
+        """Tell whether a matrix gets a new basis at this step: at its first, and at every multiple of the gap."""
+        return name in self.without_basis or (int(self.entries[name]["step"]) + self.offsets[name]) % self.config.gap == 0
+
+    def _refresh(self, name: str, gradient: Tensor) -> None:
         """Find a new basis; a gradient of zeros has none to offer and leaves the old one."""
         if not bool(gradient.any()):
             return
-        config, state = self.config, self.state[p]
-        previous = None if p in self.without_basis else state["basis"].to(gradient.dtype)
-        basis = find_basis(gradient, config.rank, config.basis, previous, seed_of(config.seed, self.places[p].name, int(state["step"])))
+        config, state = self.config, self.entries[name]
+        previous = None if name in self.without_basis else state["basis"].to(gradient.dtype)
+        basis = find_basis(gradient, config.rank, config.basis, previous, seed_of(config.seed, name, int(state["step"])))
         state["basis"].copy_(with_canonical_signs(basis) if config.canonical_sign else basis)
-        self.without_basis.discard(p)
+        self.without_basis.discard(name)
 
-    def _step_rest(self, parameters: list[Parameter], gradients: list[Tensor], lr: float) -> None:
-        """Adam on everything that is not projected, those of equal age together."""
-        by_age: dict[int, list[tuple[Parameter, Tensor]]] = {}
-        for p, gradient in zip(parameters, gradients, strict=True):
-            self.state[p]["step"] += 1
-            by_age.setdefault(int(self.state[p]["step"]), []).append((p, gradient))
-        for age, pairs in by_age.items():
-            states = [self.state[p] for p, _ in pairs]
-            adam_([p for p, _ in pairs], [g for _, g in pairs], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states],
-                  age, lr, self.config)
-        if self.config.weight_decay:
-            for p in parameters:
-                if p.ndim >= 2:
-                    p.mul_(1 - lr * self.config.weight_decay)
+    def eps_at(self, step: int) -> float:
+        """Return the eps that makes torch's kernel add the formula's."""
+        return kernel_eps(step, self.config)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return a copy of the state in plain tensors; raise FloatingPointError if the last step was spoilt."""
-        self.finite.settle()
-        return copied(super().state_dict())
+    def whole_entry(self, name: str) -> State:
+        """Copy the state of one parameter; that of a matrix comes from its owner."""
+        exchange = self.exchange
+        if exchange is None or name not in self.offsets:
+            return super().whole_entry(name)
+        gathered: State = {}
+        for key, value in self._matrix_entry(name, "meta").items():
+            counts = [value.numel() if rank == exchange.owners[name] else 0 for rank in range(exchange.world_size)]
+            mine = self.entries[name][key].reshape(-1) if exchange.owns(name) else exchange.like
+            pieces = exchange.to_first(mine, counts)
+            if pieces:
+                gathered[key] = torch.cat(pieces).view(value.shape).to(value.dtype).cpu()
+        return gathered
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a saved state, keeping this optimizer's types, devices and settings; only the learning rate is loaded.
+        """Take over a whole state as AdamW does; a matrix whose rank has changed starts anew, with a warning."""
+        self.restarted = 0
+        super().load_state_dict(state_dict)
+        if self.restarted:
+            warnings.warn(f"optim.rank: not that of the saved state; {self.restarted} matrices start anew", stacklevel=2)
 
-        A matrix whose rank has changed starts anew, with a warning. Raises ValueError for the state of another model or optimizer.
-        """
-        restarted = 0
-        for p, saved in matched(self, state_dict):
-            own = self.state[p] = self._new_state(p)
-            if not fits(own, saved):
-                restarted += 1
-                continue
-            for key, value in own.items():
-                value.copy_(saved[key])
-        self.without_basis = {p for p in self.places if not bool(self.state[p]["basis"].any())}
-        if restarted:
-            warnings.warn(f"optim.rank: not that of the saved state; {restarted} matrices start anew", stacklevel=2)
-
-
-def _compute_dtype(p: Tensor) -> torch.dtype:
-    return torch.promote_types(p.dtype, torch.float32)
-
+    def load_entry(self, name: str, saved: State) -> None:
+        """Take the state of one parameter, if this process keeps it."""
+        if name not in self.offsets:
+            return super().load_entry(name, saved)
+        own = self._matrix_entry(name)
+        check_keys(type(self).__name__, name, own, saved)
+        fits = all(own[key].shape == saved[key].shape for key in own)
+        self.restarted += not fits
+        if not self.entries[name]:
+            return None
+        for key, value in self.entries[name].items():
+            value.copy_(saved[key] if fits else own[key])
+        has_basis = bool(self.entries[name]["basis"].any())
+        (self.without_basis.discard if has_basis else self.without_basis.add)(name)
+        return None
 
 def write_update(gradient: Tensor, state: dict[str, Tensor], config: FiraConfig) -> None:
     """Advance the moments of one matrix and write its update U over its gradient (m x n), for W <- W - lr U."""
@@ -259,7 +255,8 @@ def write_update(gradient: Tensor, state: dict[str, Tensor], config: FiraConfig)
 def adam_direction(low: Tensor, state: dict[str, Tensor], config: FiraConfig) -> Tensor:
     """Advance the moments with R (hi, r) and return N = c_t M / (sqrt(V) + eps) (hi, r): what Adam would add to a weight of 0."""
     direction = torch.zeros_like(low)
-    adam_([direction], [low], [state["exp_avg"]], [state["exp_avg_sq"]], int(state["step"]), -1.0, config)
+    step = int(state["step"])
+    adam_([direction], [low], [state["exp_avg"]], [state["exp_avg_sq"]], step, -1.0, config, kernel_eps(step, config))
     return direction
 
 
@@ -292,22 +289,6 @@ def bias_correction(step: int, config: FiraConfig) -> float:
     return math.sqrt(1 - config.beta2**step) / (1 - config.beta1**step)
 
 
-def adam_(weights: Sequence[Tensor], gradients: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
-          step: int, lr: float, config: FiraConfig) -> None:
-    """Make Adam's step t on lists of tensors with torch's fused kernel: W <- W - lr c_t M / (sqrt(V) + eps).
-
-    The kernel adds its eps after the bias correction of V; divided by that correction it is the eps of the formula. Tensors whose
-    types differ from their moments' are computed in float32 and rounded once.
-    """
-    def computed(tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [t.to(torch.promote_types(w.dtype, torch.float32)) for t, w in zip(tensors, weights, strict=True)]
-
-    new_weights, new_avgs, new_squares = computed(weights), computed(exp_avgs), computed(exp_avg_sqs)
-    steps = [torch.full((), step - 1.0, device=w.device) for w in weights]
-    eps = config.eps / math.sqrt(1 - config.beta2**step)
-    adam(new_weights, computed(gradients), new_avgs, new_squares, [], steps, foreach=None, fused=True, amsgrad=False,
-         beta1=config.beta1, beta2=config.beta2, lr=lr, weight_decay=0.0, eps=eps, maximize=False)
-    for kept, new in ((weights, new_weights), (exp_avgs, new_avgs), (exp_avg_sqs, new_squares)):
-        for old, value in zip(kept, new, strict=True):
-            if old is not value:
-                old.copy_(value)
+def kernel_eps(step: int, config: FiraConfig) -> float:
+    """Divide eps by the bias correction of sqrt(V): the formula adds it before that correction, torch's kernel after."""
+    return config.eps / math.sqrt(1 - config.beta2**step)

@@ -8,12 +8,16 @@ from torch import Tensor
 Policy = Literal["raise", "skip"]
 
 
+def not_finite(gradients: list[Tensor]) -> Tensor:
+    """Flag (n,) the gradients whose norm is not finite, which is true of all with inf or NaN; one pass, vectorised."""
+    return torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]).isfinite().logical_not()
+
+
 class FiniteGradients:
-    """Look at the gradients of a step with as little waiting for the device as the policy allows.
+    """Judge the gradients of a step with as little waiting for the device as the policy allows.
 
     On a CPU the answer is there at once. On other devices `raise` reads it one step later, without stalling the queue; `settle`
     must then be called before the weights are saved. `skip` has to know before the step, which costs one synchronisation.
-    A gradient whose norm overflows its type counts as not finite.
     """
 
     def __init__(self, policy: Policy, deferred: bool) -> None:
@@ -21,19 +25,16 @@ class FiniteGradients:
         self.deferred = deferred and policy == "raise"
         self._waiting: tuple[list[str], Tensor, torch.cuda.Event | None] | None = None
 
-    def skip(self, names: list[str], gradients: list[Tensor], urgent: bool) -> bool:
-        """Tell whether this step must be left out; with `raise`, raise FloatingPointError instead, now if `urgent`."""
+    def skip(self, names: list[str], bad: Tensor, urgent: bool) -> bool:
+        """Tell whether a step with these flags must be left out; with `raise`, raise FloatingPointError instead, now if `urgent`."""
         self.settle()
-        if not gradients:
-            return False
-        norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])  # NaN and inf survive; one pass, vectorised
         if self.deferred and not urgent:
-            self._waiting = (names, *_copy_to_host(norms))
+            self._waiting = (names, *_copy_to_host(bad))
             return False
-        finite = norms.isfinite().cpu()
+        bad = bad.cpu()
         if self.policy == "raise":
-            _raise_unless(finite, names)
-        return not bool(finite.all())
+            _raise_if_any(bad, names)
+        return bool(bad.any())
 
     def settle(self) -> None:
         """Raise FloatingPointError if the last step that was not judged yet had a gradient that is not finite."""
@@ -41,11 +42,11 @@ class FiniteGradients:
             (names, host, event), self._waiting = self._waiting, None
             if event is not None:
                 event.synchronize()  # long over: a whole forward and backward pass lies between
-            _raise_unless(host.isfinite(), names)
+            _raise_if_any(host, names)
 
 
 def _copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Start copying a few numbers to the host; they may be read once the event has passed."""
+    """Start copying a few flags to the host; they may be read once the event has passed."""
     if not values.is_cuda:
         return values.clone(), None
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -55,9 +56,9 @@ def _copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     return host, event
 
 
-def _raise_unless(finite: Tensor, names: list[str]) -> None:
-    bad = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
-    if bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise FloatingPointError(f"the gradient of {bad[0]}{more} is not finite; lower optim.lr, set trainer.gradient_clip_val, "
+def _raise_if_any(bad: Tensor, names: list[str]) -> None:
+    found = [name for name, flag in zip(names, bad.tolist(), strict=True) if flag]
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise FloatingPointError(f"the gradient of {found[0]}{more} is not finite; lower optim.lr, set trainer.gradient_clip_val, "
                                  "or leave such steps out with optim.nonfinite=skip")

@@ -1,0 +1,163 @@
+"""Whole-matrix optimizers on weights that are spread over processes: gather a matrix to one owner, compute there, send the update back.
+
+FSDP2 row shards, flat ZeRO partitions, ZeRO-3 chunks and plain copies are one thing when a matrix is seen as a line of m·n numbers:
+each process holds one interval of it, perhaps an empty one. Every process knows all intervals, so all make the same plan, and a hash
+proves it:
+
+    gradient pieces --all-to-all--> owner: the unmodified single-process kernel --all-to-all--> update pieces
+
+The owner of a matrix keeps its state, alone. For the same reduced gradients the weights equal those of a single process bit for bit.
+"""
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BUCKET_BYTES = 256 * 2**20  # whole matrices that one exchange holds at a time
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Where the numbers of one parameter lie: for each rank the interval [start, stop) of the row-major flattening that it holds."""
+
+    name: str
+    shape: tuple[int, ...]
+    intervals: tuple[tuple[int, int], ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    def size(self, rank: int) -> int:
+        start, stop = self.intervals[rank]
+        return stop - start
+
+    def sources(self, owner: int) -> list[int]:
+        """List the ranks whose intervals make up the matrix once: where all hold copies, the owner alone."""
+        return [owner] if self.size(owner) == self.count else [rank for rank in range(len(self.intervals)) if self.size(rank)]
+
+
+def rows_of(name: str, shape: tuple[int, ...], world_size: int) -> Spread:
+    """Spread the rows as FSDP2 does (Shard(0)): equal chunks rounded up, so that the last ranks may have fewer or none."""
+    row, chunk = math.prod(shape[1:]), -(-shape[0] // world_size)
+    cuts = [min(rank * chunk, shape[0]) * row for rank in range(world_size + 1)]
+    return Spread(name, shape, tuple(itertools.pairwise(cuts)))
+
+
+def copies_of(name: str, shape: tuple[int, ...], world_size: int) -> Spread:
+    """Spread nothing: each rank has the whole, as under DDP."""
+    return Spread(name, shape, ((0, math.prod(shape)),) * world_size)
+
+
+def balanced_owners(spreads: Iterable[Spread], costs: Mapping[str, float], world_size: int, stay: bool) -> dict[str, int]:
+    """Give each matrix to the rank with the largest part of it (`stay`), or the costliest first to the least busy rank."""
+    owners: dict[str, int] = {}
+    load = [0.0] * world_size
+    for spread in sorted(spreads, key=lambda s: (-costs[s.name], s.name)):
+        busy = [-float(spread.size(rank)) for rank in range(world_size)] if stay else load
+        owners[spread.name] = owner = busy.index(min(busy))
+        load[owner] += costs[spread.name]
+    return owners
+
+
+class Exchange:
+    """Carry matrices to their owners and updates back, in buckets of bounded size; all processes of `group` make the same calls.
+
+    `like` is any tensor of the type and on the device that is exchanged. `stay` prefers owners that hold most of a matrix already.
+    """
+
+    def __init__(self, spreads: Iterable[Spread], costs: Mapping[str, float], like: Tensor, group: dist.ProcessGroup | None = None,
+                 stay: bool = False, bucket_bytes: int = BUCKET_BYTES) -> None:
+        self.group, self.like, self.bucket_bytes = group, like.new_empty(0), bucket_bytes
+        self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
+        self.spreads = {spread.name: spread for spread in spreads}
+        self.owners = balanced_owners([self.spreads[name] for name in costs], costs, self.world_size, stay)
+        self.sent = 0  # numbers sent to other processes so far, for benchmarks
+        self._refuse_different_plans()
+
+    def owns(self, name: str) -> bool:
+        """Tell whether this process keeps the state of a matrix."""
+        return self.owners[name] == self.rank
+
+    def _refuse_different_plans(self) -> None:
+        """Raise RuntimeError on every process unless all have made the same plan: a silent difference would mix up matrices."""
+        plan = repr((list(self.spreads.values()), sorted(self.owners.items()), self.bucket_bytes))
+        plans: list[str] = [""] * self.world_size
+        dist.all_gather_object(plans, hashlib.sha256(plan.encode()).hexdigest(), self.group)
+        if different := [rank for rank, other in enumerate(plans) if other != plans[0]]:
+            raise RuntimeError(f"ranks {different} see other parameters than rank 0: names, shapes or shards differ between processes")
+
+    def agreed(self, flags: Tensor) -> Tensor:
+        """Return flags (n,) that are raised if any process raised them."""
+        dist.all_reduce(flags, dist.ReduceOp.MAX, self.group)
+        return flags
+
+    def run(self, pieces: Mapping[str, Tensor], kernel: Callable[[str, Tensor], None]) -> Iterator[tuple[str, Tensor]]:
+        """Let `kernel(name, matrix)` turn each gradient (m, n) into its update on its owner; yield the piece of each update held here.
+
+        `pieces` holds the gradient on this process's interval, flat, of matrices in the same order on all processes.
+        """
+        for names in self.buckets(pieces):
+            matrices = self._collect(names, pieces)
+            for name, matrix in matrices.items():
+                kernel(name, matrix)
+            yield from self._deliver(names, matrices)
+
+    def buckets(self, names: Iterable[str]) -> list[list[str]]:
+        """Pack matrices in order into buckets; one that is larger than a bucket gets its own."""
+        found: list[list[str]] = []
+        room = 0
+        for name in names:
+            size = self.like.element_size() * self.spreads[name].count
+            if size > room:
+                found.append([])
+                room = self.bucket_bytes
+            found[-1].append(name)
+            room -= size
+        return found
+
+    def _collect(self, names: Sequence[str], pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Send the gradients of a bucket to their owners; return the matrices that this process owns."""
+        sources = {name: self.spreads[name].sources(self.owners[name]) for name in names}
+        ranks = range(self.world_size)
+        outgoing = [[pieces[name] for name in names if self.owners[name] == to and self.rank in sources[name]] for to in ranks]
+        coming = [[name for name in names if self.owns(name) and by in sources[name]] for by in ranks]
+        whole = {name: self.like.new_empty(self.spreads[name].count) for name in names if self.owns(name)}
+        for by, name, piece in self._talk(outgoing, coming, lambda name, by: self.spreads[name].size(by)):
+            start, stop = self.spreads[name].intervals[by]
+            whole[name][start:stop] = piece
+        return {name: flat.view(self.spreads[name].shape) for name, flat in whole.items()}
+
+    def _deliver(self, names: Sequence[str], matrices: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Send the updates of a bucket to all that hold a part of them; yield the pieces for this process."""
+        ranks = range(self.world_size)
+        outgoing = [[matrix.view(-1)[slice(*self.spreads[name].intervals[to])] for name, matrix in matrices.items()] for to in ranks]
+        coming = [[name for name in names if self.owners[name] == by] for by in ranks]
+        for _, name, piece in self._talk(outgoing, coming, lambda name, by: self.spreads[name].size(self.rank)):
+            yield name, piece
+
+    def _talk(self, outgoing: list[list[Tensor]], coming: list[list[str]],
+              size: Callable[[str, int], int]) -> Iterator[tuple[int, str, Tensor]]:
+        """Send each rank its flat tensors in one uneven all-to-all; yield rank, name and tensor for the names that come from each."""
+        counts = [sum(flat.numel() for flat in some) for some in outgoing]
+        expected = [[size(name, by) for name in names] for by, names in enumerate(coming)]
+        received = self.like.new_empty(sum(map(sum, expected)))
+        send = torch.cat([self.like, *itertools.chain.from_iterable(outgoing)])
+        dist.all_to_all_single(received, send, [sum(some) for some in expected], counts, self.group)
+        self.sent += sum(counts) - counts[self.rank]
+        arrived = iter(received.split(list(itertools.chain.from_iterable(expected))))
+        for by, names in enumerate(coming):
+            for name in names:
+                yield by, name, next(arrived)
+
+    def to_first(self, mine: Tensor, counts: list[int]) -> list[Tensor]:
+        """Send this process's flat tensor, `counts[rank]` long, to rank 0; return the tensors of all ranks there, none elsewhere."""
+        everyone = [[str(by)] if self.rank == 0 else [] for by in range(self.world_size)]
+        outgoing = [[mine.to(self.like)], *([] for _ in range(self.world_size - 1))]
+        return [piece for _, _, piece in self._talk(outgoing, everyone, lambda _, by: counts[by])]
