@@ -56,17 +56,24 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
     """Turn texts into tokens; nothing is added, and a special token spelled out in a text is read as plain text."""
     if not texts:
         return []
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = _plain_backend(tokenizer)
     if backend is None:
         return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    backend.encode_special_tokens = True
-    backend.no_truncation()  # some files cut every text to the model's length
-    backend.no_padding()
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash what decides the tokens of a text."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = _plain_backend(tokenizer)
     content = backend.to_str() if backend is not None else repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())))
     return hashlib.sha256(f"{tokenizer.eos_token_id} {content}".encode()).hexdigest()
+
+
+def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """Set the fast tokenizer, if there is one, to whole texts: some files cut or pad every text to the model's length."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+    return backend
