@@ -47,14 +47,14 @@ def new_llama(size: str, vocab_size: int, max_positions: int, eos_token_id: int 
     ))
 
 
-def load_pretrained(name: str, vocab_size: int, block_size: int) -> PreTrainedModel:
-    """Load a causal language model from a hub name or a folder, in torch's default type (what trainer.precision asks for).
+def load_pretrained(name: str, vocab_size: int, block_size: int, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a causal language model from a hub name or a folder.
 
     Raises ValueError for a model that cannot be loaded, or whose embedding or positions are too few for the data.
     """
     folder = Path(name).expanduser()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else name, dtype=torch.get_default_dtype(), use_cache=False)
+        model = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else name, dtype=dtype, use_cache=False)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"module.pretrained: {name} cannot be loaded ({reason}); give a model's folder, or its name on the Hub") from error

@@ -80,7 +80,7 @@ class FiraModule(MethodModule):
             return
         config, data = self.config, self.trainer.datamodule  # type: ignore[attr-defined]
         if config.pretrained:
-            model: Any = load_pretrained(config.pretrained, data.vocab_size, data.block_size)
+            model: Any = load_pretrained(config.pretrained, data.vocab_size, data.block_size, self._dtype_of_weights())
         else:
             model = new_llama(config.size, data.vocab_size, data.block_size, data.eos_token_id)
         if config.gradient_checkpointing:
@@ -91,6 +91,11 @@ class FiraModule(MethodModule):
         if config.compile:
             model.compile()
         self.model = model.train()
+
+    def _dtype_of_weights(self) -> torch.dtype:
+        """Keep weights that never change in the type that mixed precision multiplies them in; peft makes the factors float32."""
+        short = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.trainer.precision) if self.is_adapter else None
+        return short or torch.get_default_dtype()  # the default is what trainer.precision asks for
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move or cast as asked, but keep rotary frequencies in float32: rounded to bfloat16 they turn tokens into other positions."""

@@ -1,6 +1,7 @@
 """The LLaMA of the paper's sizes, and what the module says about its loss."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ def module_with(config, **data):
     """Build a module as Lightning would, around data that only has the properties asked for."""
     facts = {"vocab_size": 97, "block_size": 16, "batch_size": 2, "eos_token_id": 0, "tokens_per_byte": 0.25, **data}
     module = FiraModule(config, optimizer=None)
-    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(**facts))
+    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(**facts), precision="32-true")
     module.configure_model()
     return module
 
@@ -115,7 +116,7 @@ def test_a_saved_model_folder_can_be_fine_tuned_and_a_larger_tokenizer_is_refuse
 
 
 def test_a_model_that_is_not_there_or_too_short_is_refused_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"^module\.pretrained: \S+ cannot be loaded [^\n]*; give a model's folder, or its name on the Hub$"):
+    with pytest.raises(ValueError, match=r"^module\.pretrained: \S+ cannot be loaded [^\n]*; give a model's folder, or its name"):
         module_with(FiraModuleConfig(pretrained=str(tmp_path)))
     module_with(FiraModuleConfig(size="debug")).model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"^data\.block_size: \S+ was made for 16 positions, not 32; set data\.block_size=16$"):
@@ -160,8 +161,8 @@ def test_flops_of_lora_leave_out_the_gradients_of_frozen_weights():
     tokens = 2 * 16
     frozen = sum(layer.weight.numel() for layer in linear_layers(plain))
     factors = sum(p.numel() for p in lora.parameters() if p.requires_grad)
-    first = [p.numel() for name, p in lora.named_parameters() if ".layers.0.self_attn." in name and name.endswith(("q_proj.base_layer.weight",
-             "k_proj.base_layer.weight", "v_proj.base_layer.weight", "lora_A.default.weight"))]  # nothing trainable lies before these
+    queries_keys_values = re.compile(r"layers\.0\.self_attn\.[qkv]_proj\.(base_layer|lora_A\.default)\.weight")
+    first = [p.numel() for name, p in lora.named_parameters() if queries_keys_values.search(name)]  # nothing trainable lies before these
     assert plain.flops_per_batch - lora.flops_per_batch == 2 * frozen * tokens - 6 * factors * tokens + 2 * sum(first) * tokens
 
 

@@ -114,6 +114,14 @@ def test_fira_on_lora_projects_and_trains_the_factors_only(pretrained):
     assert trainer.callback_metrics["train/loss"] < 0.8 * math.log(VOCABULARY)  # of guessing; the frozen head allows no more so soon
 
 
+def test_mixed_precision_keeps_frozen_weights_short_and_trains_the_factors_in_full(pretrained):
+    config = FiraModuleConfig(pretrained=pretrained, lora=LoraSection(rank=32))
+    module, trainer = fit(config, RandomTokens(), 60, "bf16-mixed", lr=0.01, rank=16, gap=20)
+    assert {p.dtype for p in module.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in module.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert trainer.callback_metrics["train/loss"] < 0.8 * math.log(VOCABULARY)
+
+
 def test_the_checkpoint_of_an_adapter_holds_the_factors_only_and_gives_the_same_model_back(pretrained, tmp_path):
     config = FiraModuleConfig(pretrained=pretrained, lora=LoraSection(rank=4))
     module, trainer = fit(config, RandomTokens(), 5, lr=0.01, rank=2)
