@@ -19,7 +19,7 @@ from pipelines.checkpoints import Checkpoints, WholeFiles
 from pipelines.logs import set_up_logs
 from pipelines.progress import progress_bar
 from pipelines.schema import Component, RunConfig
-from pipelines.tracking import MetricsFile, wandb_logger
+from pipelines.tracking import MetricsFile, wandb_logger, wandb_mode
 
 
 @dataclass
@@ -84,7 +84,7 @@ def _loggers(config: RunConfig, folder: Path | None) -> list[Logger]:
     if folder is None:
         return []
     loggers: list[Logger] = [MetricsFile(folder)]
-    if config.logger.name == "wandb":
+    if config.logger.name == "wandb" and wandb_mode(config.logger.mode) != "disabled":
         loggers.append(wandb_logger(config, folder))
     return loggers
 

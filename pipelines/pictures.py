@@ -35,7 +35,8 @@ def draw_loss(metrics: Path, picture: Path) -> None:
     axes = figure.add_subplot()
     if train[0]:
         axes.plot(*train, color="#7a9cc6", linewidth=0.8, alpha=0.35)
-        axes.plot(train[0], smoothed(train[1]), color="#4a77ad", linewidth=1.4, label=f"train, at last {train[1][-1]:.3f}")
+        means = smoothed(train[1])
+        axes.plot(train[0], means, color="#4a77ad", linewidth=1.4, label=f"train, at last {means[-1]:.3f}")
     if val[0]:
         axes.plot(*val, color="#c1440e", marker="o", markersize=4, linewidth=1.5, label=f"validation, at last {val[1][-1]:.3f}")
     axes.set_title(picture.parent.name, fontsize="small")

@@ -47,7 +47,7 @@ class Preview(Callback):
         for name, update, shape, count, state, adamw in rows:
             table.add_row(name, update, str(count), shape, bytes_text(state), bytes_text(adamw))
         total, plain = sum(row[4] for row in rows), sum(row[5] for row in rows)
-        saved = 100 * (1 - total / plain) if plain else 0
+        saved = round(100 * (1 - total / plain), 1) + 0.0 if plain else 0.0  # + 0.0 makes -0.0 a plain zero
         self.console.print(table)
         self.console.print(f"optimizer state: {bytes_text(total)}; AdamW's would be {bytes_text(plain)}: {saved:.1f} % saved\n")
 

@@ -20,7 +20,8 @@ def progress_bar() -> ProgressBar:
 def figures(trainer: Trainer) -> str:
     """Write the training metrics of the last step that are meant for a progress bar, and the tokens a second."""
     shown = {name.removeprefix("train/"): float(value) for name, value in trainer.progress_bar_metrics.items() if name.startswith("train/")}
-    parts = [f"{name} {value:.2e}" if name.startswith("lr") else f"{name} {value:.4f}" for name, value in shown.items()]
+    parts = [f"{name} {value:.4f}" for name, value in shown.items() if not name.startswith("lr")]
+    parts += [f"{name} {value:.2e}" for name, value in shown.items() if name.startswith("lr")]
     logged = trainer.logged_metrics
     speed = logged.get("train/items_per_sec", logged.get("train/device/items_per_sec"))
     return "  ".join(parts if speed is None else [*parts, f"{float(speed):,.0f} tokens/s"])

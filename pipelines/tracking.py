@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from pipelines.config import to_mapping
+from pipelines.config import ConfigError, to_mapping
 from pipelines.schema import RunConfig
 
 INIT_SECONDS = 30.0  # after which a W&B server that does not answer is given up, and the run kept on disk
@@ -92,27 +92,22 @@ class MetricsFile(Logger):
 
 
 def wandb_mode(mode: str) -> str:
-    """Turn `auto` into online when an API key is at hand and offline otherwise; never ask."""
+    """Turn `auto` into WANDB_MODE if that is set, else online when logged in and offline otherwise; never ask."""
     if mode != "auto":
         return mode
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return "online"
+    wished = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+    return {"run": "online", "dryrun": "offline"}.get(wished, wished)
+
+
+def _logged_in() -> bool:
+    """Ask wandb whether it finds credentials for its server, good or bad: with bad ones, starting a run says what is wrong."""
     import wandb
+    from wandb.sdk.lib.wbauth import authenticate_session
 
-    return "online" if _netrc_has(wandb.Settings().base_url) else "offline"
-
-
-def _netrc_has(url: str) -> bool:
-    import netrc
-    from urllib.parse import urlparse
-
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
-        return path.is_file() and netrc.netrc(path).authenticators(urlparse(url).hostname or "") is not None
-    except (netrc.NetrcParseError, OSError):
-        return False
+        return bool(authenticate_session(host=wandb.setup().settings.base_url, source="fivefold", prompt=False, update_session=False))
+    except wandb.errors.Error:
+        return True
 
 
 def wandb_logger(config: RunConfig, folder: Path) -> WandbLogger:
@@ -120,6 +115,8 @@ def wandb_logger(config: RunConfig, folder: Path) -> WandbLogger:
     import wandb
 
     mode = wandb_mode(config.logger.mode)
+    if mode == "online" and not _logged_in():  # on a terminal, wandb would ask
+        raise ConfigError("logger.mode: online, but W&B is not logged in; run wandb login, or write logger.mode=auto")
     try:
         run = _start(config, folder, mode)
     except wandb.errors.Error as error:
@@ -127,6 +124,7 @@ def wandb_logger(config: RunConfig, folder: Path) -> WandbLogger:
             raise
         reason = str(error).splitlines()[0]
         print(f"warning: W&B is kept on disk, because the server does not take it ({reason})", file=sys.stderr)
+        wandb.teardown()  # its service still holds the id
         run = _start(config, folder, "offline")
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)

@@ -21,7 +21,9 @@ def run(argv: list[str]) -> int:
     if describe.answer(flags, words):
         return 0
     config = compose(words)
-    return dry_run(config) if "--dry-run" in flags else train(config)
+    if "--dry-run" in flags:
+        return dry_run(config)
+    return try_out(config) if config.trainer.fast_dev_run else train(config)
 
 
 def train(config: RunConfig) -> int:
@@ -84,6 +86,16 @@ def _fit(config: RunConfig, place: Place) -> tuple[dict[str, float], str]:
         draw_loss(place.folder / "metrics.csv", picture)
         close_wandb(built.loggers, picture, failed)
     return {"step": trainer.global_step, **built.record.metrics}, "finished"
+
+
+def try_out(config: RunConfig) -> int:
+    """Take one batch of training and of validation, and write nothing."""
+    from pipelines.build import build
+
+    built = build(config, None)
+    built.trainer.fit(built.module, datamodule=built.data)
+    print("one batch was trained on and one validated; nothing was written")
+    return 0
 
 
 def dry_run(config: RunConfig) -> int:
