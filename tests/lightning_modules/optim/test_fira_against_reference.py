@@ -54,6 +54,16 @@ def test_every_alpha_and_gamma_equals_the_reference(variant, alpha, gamma):
     assert worst_disagreement(ours, reference_trajectory(TALL, gradients, gamma=gamma, **both)) < 1e-11
 
 
+@pytest.mark.parametrize("variant", ["official", "paper"])
+def test_a_gradient_of_zeros_between_refreshes_equals_the_reference(variant):
+    gradients = list(drifting_gradients(WIDE, 12, seed=6))
+    gradients[3] = torch.zeros(WIDE, dtype=torch.float64)
+    gradients[4] *= 50  # the limiter still knows what the residual was before the zeros
+    both = {"rank": 4, "gap": 8, "variant": variant}
+    ours = our_trajectory(WIDE, gradients, canonical_sign=True, **both)
+    assert worst_disagreement(ours, reference_trajectory(WIDE, gradients, **both)) < 1e-11
+
+
 @pytest.mark.parametrize("scaling", ["column", "matrix"])
 @pytest.mark.parametrize("shape", [TALL, WIDE, SQUARE])
 @pytest.mark.parametrize("mode", [{"residual": False}, {"only_scaling": True}])

@@ -90,6 +90,13 @@ def test_gram_and_svd_find_the_same_space():
     assert torch.allclose(one @ one.T, other @ other.T, atol=1e-9)
 
 
+def test_a_warm_started_basis_keeps_its_directions_and_signs():
+    gradient = consecutive_gradients((40, 24), torch.float64)[-1]
+    signs = 2.0 * torch.randint(2, (6,), generator=torch.Generator().manual_seed(0)) - 1
+    exact = find_basis(gradient, 6, "svd", None, 0) * signs
+    assert torch.allclose(find_basis(gradient, 6, "subspace", exact, 0), exact, atol=1e-9)
+
+
 def test_the_same_seed_draws_the_same_sketch_and_another_seed_another():
     gradient = consecutive_gradients((96, 64))[-1]
     first, again, other = (find_basis(gradient, 16, "randomized", None, seed) for seed in (1, 1, 2))
