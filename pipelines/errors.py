@@ -5,7 +5,10 @@ from difflib import get_close_matches
 
 
 class ConfigError(Exception):
-    """A setting that cannot be used; the text is one line, printed after `error:`."""
+    """A setting that cannot be used; the text is made one line, printed after `error:`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))
 
 
 class ConfigWarning(UserWarning):
