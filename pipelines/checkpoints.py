@@ -16,9 +16,29 @@ from pipelines.runs import LAST, PART, steps_saved
 from pipelines.schema import CheckpointSection
 from pipelines.tracking import MetricsFile
 
+STOP = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupted(Exception):
     """Training was asked to stop, and did so after saving a checkpoint."""
+
+
+class Workers:
+    """Keep signals from the processes that a loader forks while `shielded`.
+
+    A terminal and some clusters signal every process of a run. A worker that dies of it would take the step down that is to be saved;
+    workers end with their loader.
+    """
+
+    shielded = False
+
+    @classmethod
+    def after_fork(cls) -> None:
+        if cls.shielded:
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+
+
+os.register_at_fork(after_in_child=Workers.after_fork)
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -64,7 +84,6 @@ class Checkpoints(Callback):
         self.folder, self.config = folder, config
         self.requested: int | None = None  # signal that asked for an end
         self._previous: dict[int, Any] = {}
-        self._process = os.getpid()
         self._position: dict[str, Any] = {}  # of the loops after the last optimizer step
         self._rows = 0  # steps whose metrics are in metrics.csv
         self._saved = 0  # step of the newest checkpoint
@@ -76,6 +95,7 @@ class Checkpoints(Callback):
         self._rows = state_dict["rows"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        Workers.shielded = True
         if trainer.is_global_zero:
             for left in self.folder.glob(f"*{PART}"):  # by a process that was killed while it wrote
                 left.unlink()
@@ -89,12 +109,10 @@ class Checkpoints(Callback):
         if loop._combined_loader_states_to_load and loop._combined_loader is not None:  # loaders that were set up too early, see base.py
             loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
             loop._combined_loader_states_to_load = []
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP:
             self._previous[number] = signal.signal(number, self._request)
 
     def _request(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._process:
-            return  # a worker of the data loader: its parent will stop it
         if self.requested is not None:
             raise KeyboardInterrupt
         self.requested = number
@@ -128,6 +146,7 @@ class Checkpoints(Callback):
         self._restore_signals()
 
     def _restore_signals(self) -> None:
+        Workers.shielded = False
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}

@@ -61,7 +61,7 @@ def _give_up(place: Place, error: BaseException) -> None:
     stopped = isinstance(error, KeyboardInterrupt)
     end_record(place.folder, "interrupted" if stopped else "failed", {})
     note = way_on(place.folder)
-    if stopped:
+    if note and stopped:
         print(note, file=sys.stderr)
     elif note:
         error.add_note(note)

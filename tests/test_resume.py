@@ -1,6 +1,7 @@
 """An interrupted run that goes on equals the uninterrupted one bit for bit."""
 
 import json
+import os
 import random
 import shlex
 import signal
@@ -32,14 +33,14 @@ def text_file(folder):
     (folder / "novel.txt").write_text("\n".join(lines))
 
 
-def signal_after(process, step, number):
-    """Send a signal when the run has reported `step` and a random moment has passed; return everything it printed."""
+def signal_after(process, step, send):
+    """Call `send` with the run's process id when it has reported `step` and a random moment has passed; return everything it printed."""
     printed = []
     for line in process.stdout:
         printed.append(line)
         if line.startswith(f"step {step}/"):
             time.sleep(random.random() * 0.03)
-            process.send_signal(number)
+            send(process.pid)
     process.wait(timeout=120)
     return "".join(printed)
 
@@ -55,7 +56,8 @@ def test_a_run_killed_at_a_random_step_and_resumed_equals_the_uninterrupted_one(
     seed = random.randrange(10**6)
     random.seed(seed)
     for step in sorted(random.sample(range(2, last - 1), kills)):
-        printed = signal_after(fivefold(*words, "run.name=broken", "run.resume=auto", wait=False), step, signal.SIGKILL)
+        process = fivefold(*words, "run.name=broken", "run.resume=auto", wait=False)
+        printed = signal_after(process, step, lambda pid: os.kill(pid, signal.SIGKILL))
         assert f"step {step}/" in printed, (seed, printed)
         assert "finished" not in printed, (seed, printed)
     resumed = here(*words, "run.name=broken", "run.resume=auto")
@@ -77,7 +79,7 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_printed_command_goes_on_w
     whole = here(*words, "run.name=whole")
     assert whole.returncode == 0, whole.stderr
     process = fivefold(*words, "run.name=bro ken", wait=False)
-    printed = signal_after(process, 7, number)
+    printed = signal_after(process, 7, lambda pid: os.killpg(pid, number))  # workers included, as a terminal does
     assert process.returncode == 130, printed
     assert "Traceback" not in printed
     assert json.loads((tmp_path / "bro ken" / "run.json").read_text())["status"] == "interrupted"
