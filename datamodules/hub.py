@@ -1,6 +1,7 @@
 """Datasets by name: from the Hugging Face Hub, or from a folder that is laid out like one."""
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,13 +125,28 @@ def batches(split: Any, size: int, label: str, before: int = 0) -> Iterator[dict
 
     Unlike iterating over it, this reads the whole of it in a loader's process, too. `before` counts the rows read earlier.
     """
+    complaint = _Complaint()
+    reader = logging.getLogger("datasets.packaged_modules")
+    reader.addHandler(complaint)
     try:
         for batch in split.iter(batch_size=size):
             yield batch
             before += height(batch)
-    except Exception as error:  # readers of any format and network may be behind this
-        raise DataError(f"{label}: cannot be read after row {before} ({_first_line(error)}); "
+    except Exception as error:  # readers of any format and the network may be behind this
+        raise DataError(f"{label}: cannot be read after row {before} ({complaint.text or _first_line(error)}); "
                         "mend that row or file, or check the network") from None
+    finally:
+        reader.removeHandler(complaint)
+
+
+class _Complaint(logging.Handler):
+    """Keep the last error that a reader of datasets logged: it names the file, which the exception does not."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            self.text = " ".join(record.getMessage().split())
 
 
 def texts(batch: dict[str, list], rows: RowFormat, share: Share, label: str, before: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from datamodules.rows import DataError, RowFormat
 
@@ -162,16 +162,22 @@ def _whole(path: Path) -> str:
 
 
 def _json_rows(path: Path, rows: RowFormat) -> Iterator[str]:
+    """Read one object a line, or an array of objects in a file that is called .json."""
+    if path.name.removesuffix(".gz").endswith(".json") and next(_lines(path), (0, ""))[1].startswith("["):
+        for number, row in enumerate(_json(_whole(path), path, 0, rows), start=1):
+            yield rows.text(row, f"{path}, item {number}")
+        return
     for number, line in _lines(path):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); "
-                            f"write one object a line, such as {rows.example}") from None
-        yield rows.text(row, where)
+        if line.strip():
+            yield rows.text(_json(line, path, number - 1, rows), f"{path}, line {number}")
+
+
+def _json(text: str, path: Path, lines_before: int, rows: RowFormat) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {lines_before + error.lineno}: not valid JSON ({error.msg} at column {error.colno}); "
+                        f"write one object a line, such as {rows.example}") from None
 
 
 def _parquet_rows(path: Path, rows: RowFormat) -> Iterator[str]:
@@ -184,10 +190,11 @@ def _parquet_rows(path: Path, rows: RowFormat) -> Iterator[str]:
         for key in rows.keys:
             if key not in table.schema_arrow.names:
                 raise DataError(f"{path}: {rows.missing(key, table.schema_arrow.names)}")
-        for batch in table.iter_batches(batch_size=1024, columns=list(rows.keys)):
-            for values in zip(*(batch.column(key) for key in rows.keys)):
-                number += 1
-                yield rows.text(dict(zip(rows.keys, (value.as_py() for value in values))), f"{path}, row {number}")
+        for group in range(table.num_row_groups):  # one by one: of damaged data, what stands before is read
+            for batch in table.iter_batches(1024, [group], list(rows.keys)):
+                for values in zip(*(batch.column(key) for key in rows.keys)):
+                    number += 1
+                    yield rows.text(dict(zip(rows.keys, (value.as_py() for value in values))), f"{path}, row {number}")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except UnicodeDecodeError:
