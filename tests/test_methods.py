@@ -17,10 +17,11 @@ METHODS = choices_of("method")
 
 
 @pytest.fixture
-def words(request, tmp_path, cache):
-    """Words of a run of eight steps, called `whole`, with a checkpoint after every third."""
-    return ["train", f"experiment={request.param}_debug", f"run.root={tmp_path}", "run.name=whole", f"data.cache={cache}",
-            "trainer.threads=1", "trainer.max_steps=8", "trainer.log_every_n_steps=1", "checkpoint.every_n_steps=3", "checkpoint.keep=-1"]
+def words(request, tmp_path, cache, monkeypatch):
+    """Words of a run of eight steps, called `whole`, a checkpoint after every third; a method caches in a home of its own."""
+    monkeypatch.setenv("HOME", str(cache))
+    return ["train", f"experiment={request.param}_debug", f"run.root={tmp_path}", "run.name=whole", "trainer.threads=1",
+            "trainer.max_steps=8", "trainer.log_every_n_steps=1", "checkpoint.every_n_steps=3", "checkpoint.keep=-1"]
 
 
 def figures(done):
