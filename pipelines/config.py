@@ -135,9 +135,14 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Write a configuration in full, as a file that `config=FILE` and `from_yaml` read back to the same one."""
-    title = "# every value of a run; fivefold train config=THIS-FILE runs it again\n"
-    return title + dump({"defaults": config.choices, **to_mapping(config)})
+    """Write a configuration in full, as a file that `config=FILE` and `from_yaml` read back to the same values.
+
+    The experiment is left out: every value of it stands here, and a later change to it must not reach an old run.
+    """
+    origin = f" of experiment {config.experiment}" if config.experiment else ""
+    choices = {group: choice for group, choice in config.choices.items() if group != "experiment"}
+    title = f"# every value of a run{origin}; fivefold train config=THIS-FILE runs it again\n"
+    return title + dump({"defaults": choices, **to_mapping(config)})
 
 
 def from_yaml(path: str | Path, overrides: list[str] | None = None) -> RunConfig:

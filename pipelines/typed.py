@@ -187,7 +187,7 @@ def _shown(value: Value) -> str:
 def idle(config: Any, path: str) -> dict[str, tuple[str, Any]]:
     """Map the keys that have no effect in a filled dataclass, nested ones included, to the reason and the key's default."""
     reasons: dict[str, str] = config.without_effect() if hasattr(config, "without_effect") else {}
-    default = defaults(type(config))
+    default = defaults(type(config)) if reasons else {}
     found = {f"{path}.{key}": (reason, default[key]) for key, reason in reasons.items()}
     for field in dataclasses.fields(config):
         if dataclasses.is_dataclass(inner := getattr(config, field.name)):

@@ -116,12 +116,24 @@ def test_a_configuration_written_to_a_file_is_read_back_unchanged(experiment, tm
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
     again = from_yaml(path)
-    assert dataclasses.replace(again, origins=config.origins) == config
+    choices = {group: choice for group, choice in config.choices.items() if group != "experiment"}
+    assert again == dataclasses.replace(config, experiment=None, choices=choices, origins=again.origins)
     assert again.run.notes == notes
     assert {again.origins[f"{name}.{key}"] for name, schema in SECTIONS.items() for key in leaves(schema)} == {f"config={path}"}
     assert fingerprint(again) == fingerprint(config)
     changed = from_yaml(path, ["optim.gap=7"])
     assert changed.optim.config == dataclasses.replace(config.optim.config, gap=7)
+
+
+def test_a_run_written_to_a_file_does_not_change_with_its_experiment(configs, tmp_path):
+    experiment = configs / "experiment" / "mine.yaml"
+    experiment.write_text("defaults: {method: fira}\noptim: {gap: 3}\ntrainer: {max_steps: 8}\n")
+    before = compose(["experiment=mine"])
+    (tmp_path / "config.yaml").write_text(to_yaml(before))
+    experiment.write_text("defaults: {method: fira}\noptim: {gap: 4, rank: 2}\ntrainer: {max_steps: 9}\n")
+    assert to_mapping(from_yaml(tmp_path / "config.yaml")) == to_mapping(before)
+    experiment.unlink()
+    assert to_mapping(from_yaml(tmp_path / "config.yaml")) == to_mapping(before)
 
 
 def test_the_fingerprint_ignores_names_places_and_loggers(tmp_path):
