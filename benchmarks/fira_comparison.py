@@ -44,6 +44,7 @@ class Contender:
 CONTENDERS = (
     Contender("AdamW", ("optim=adamw",), (0.002, 0.004, 0.008)),
     Contender("AdamW, beta2 0.95", ("optim=adamw", "optim.beta2=0.95"), (0.002, 0.004, 0.008)),
+    Contender("AdamW, matrices at lr/4", ("optim=adamw",), (0.002, 0.004, 0.008), "QuarterAdamW"),
     Contender("GaLore", ("optim=galore", *LOW_RANK), (0.01, 0.02, 0.04)),
     Contender("Fira official", ("optim=fira", *LOW_RANK), (0.005, 0.01, 0.02)),
     Contender("Fira paper", ("optim=fira", "optim.variant=paper", *LOW_RANK), (0.01, 0.02, 0.04)),
@@ -72,6 +73,15 @@ class MuonAndAdamW(torch.optim.Optimizer):
             part.param_groups[0]["lr"] = group["lr"]
             part.step()
         return loss
+
+
+class QuarterAdamW(torch.optim.AdamW):
+    """AdamW with a quarter of the learning rate on the attention and MLP matrices, as alpha gives GaLore and Fira for nothing."""
+
+    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: Any) -> None:
+        matrices, rest = _split(named_parameters)
+        groups = [{"params": matrices, "lr": 0.25 * config.lr}, {"params": rest}]
+        super().__init__(groups, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=0.0)
 
 
 class Apollo(torch.optim.Optimizer):
@@ -110,8 +120,8 @@ def one_run(contender: Contender, rate: float, seed: int, root: str, steps: int,
     from pipelines.config import compose
 
     words = ["experiment=fira_gutenberg", "logger=csv", f"data.root={root}", f"run.root={folder}", f"run.seed={seed}",
-             f"trainer.max_steps={steps}", f"trainer.val_every_n_steps={steps}", f"checkpoint.every_n_steps={10 * steps}",
-             "trainer.threads=1", *contender.words, f"optim.lr={rate}"]
+             f"trainer.max_steps={steps}", f"trainer.val_every_n_steps={steps}", "checkpoint.save_last=false",
+             f"checkpoint.every_n_steps={10 * steps}", "trainer.threads=1", *contender.words, f"optim.lr={rate}"]
     if contender.low_rank:
         words += ["module.lora.rank=64", "module.lora.alpha=64", "module.lora.dropout=0",
                   "module.lora.targets=[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]"]
@@ -126,8 +136,8 @@ def one_run(contender: Contender, rate: float, seed: int, root: str, steps: int,
         trainer.fit(built.module, datamodule=built.data)
     except FloatingPointError as error:
         return {"loss": math.inf, "diverged": str(error)}
-    metrics = built.record.metrics
-    return {"loss": metrics["val/loss"], "byte_perplexity": metrics["val/byte_perplexity"], "state_bytes": state_bytes(trainer.optimizers[0])}
+    metrics, state = built.record.metrics, state_bytes(trainer.optimizers[0])
+    return {"loss": metrics["val/loss"], "byte_perplexity": metrics["val/byte_perplexity"], "state_bytes": state}
 
 
 def state_bytes(optimizer: Any) -> int:
@@ -211,22 +221,32 @@ class Study:
         return min(grid, key=lambda rate: self.done[name, rate, TUNING_SEED]["loss"])
 
 
+HEADINGS = ("optimizer", "learning rate (tried)", "validation perplexity", "95 % interval", "per byte", "loss minus the best AdamW's",
+            "loss minus the winner's", "state MB")
+
+
 def report(study: Study, rates: dict[str, float]) -> str:
-    """Write the table: mean over the seeds, and the 95 % interval of the mean and of the paired difference to AdamW."""
-    lines = ["| optimizer | learning rate (grid) | validation perplexity | 95 % interval | per byte | loss minus AdamW's, paired | state MB |",
-             "|---|---|---|---|---|---|---|"]
-    losses = {c.name: [study.done[c.name, rates[c.name], s]["loss"] for s in SEEDS] for c in CONTENDERS}
-    for contender in sorted(CONTENDERS, key=lambda c: statistics.mean(losses[c.name])):
-        name, values = contender.name, losses[contender.name]
-        final = [study.done[name, rates[name], s] for s in SEEDS]
-        low, high = interval(values)
-        difference = [a - b for a, b in zip(values, losses["AdamW"], strict=True)]
-        paired = "0" if name == "AdamW" else "{:+.4f} [{:+.4f}, {:+.4f}]".format(statistics.mean(difference), *interval(difference))
-        tried = sorted({rate for n, rate, _ in study.done if n == name})
-        lines.append(f"| {name} | {rates[name]:g} ({', '.join(f'{r:g}' for r in tried)}) | {math.exp(statistics.mean(values)):.2f} | "
-                     f"{math.exp(low):.2f} to {math.exp(high):.2f} | {statistics.mean(f['byte_perplexity'] for f in final):.4f} | {paired} | "
-                     f"{final[0]['state_bytes'] / 1e6:.1f} |")
-    return "\n".join(lines)
+    """Write the table: means over the seeds with 95 % intervals, of losses and of differences between runs with the same seed."""
+    losses = {c.name: [study.done[c.name, rates[c.name], seed]["loss"] for seed in SEEDS] for c in CONTENDERS}
+    order = sorted(losses, key=lambda name: statistics.mean(losses[name]))
+    plain = next(name for name in order if name.startswith("AdamW"))
+    lines = [HEADINGS, ("---",) * len(HEADINGS)]
+    for name in order:
+        final = [study.done[name, rates[name], seed] for seed in SEEDS]
+        mean, (low, high) = statistics.mean(losses[name]), interval(losses[name])
+        tried = sorted({rate for other, rate, _ in study.done if other == name})
+        lines.append((
+            name, f"{rates[name]:g} ({', '.join(f'{rate:g}' for rate in tried)})", f"{math.exp(mean):.2f}",
+            f"{math.exp(low):.2f} to {math.exp(high):.2f}", f"{statistics.mean(run['byte_perplexity'] for run in final):.4f}",
+            _paired(losses[name], losses[plain]), _paired(losses[name], losses[order[0]]), f"{final[0]['state_bytes'] / 1e6:.1f}",
+        ))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _paired(values: list[float], others: list[float]) -> str:
+    """Write the mean difference of runs with the same seed and its interval; nothing for a contender beside itself."""
+    difference = [a - b for a, b in zip(values, others, strict=True)]
+    return "" if values is others else "{:+.3f} [{:+.3f}, {:+.3f}]".format(statistics.mean(difference), *interval(difference))
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -252,7 +272,8 @@ def draw(study: Study, rates: dict[str, float], picture: Path) -> None:
                     if row.get("train/loss"):
                         points.setdefault(int(row["step"]) + 1, []).append(float(row["train/loss"]))
         steps = sorted(points)
-        axes.plot(steps, [statistics.mean(points[s]) for s in steps], linewidth=1.2, label=f"{contender.name}, lr {rates[contender.name]:g}")
+        means = [statistics.mean(points[step]) for step in steps]
+        axes.plot(steps, means, linewidth=1.2, label=f"{contender.name}, lr {rates[contender.name]:g}")
     axes.set(xlabel="optimizer step", ylabel="training loss, mean of three seeds (nats a token)", ylim=(None, 6.5))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
