@@ -44,7 +44,7 @@ class Contender:
 CONTENDERS = (
     Contender("AdamW", ("optim=adamw",), (0.002, 0.004, 0.008)),
     Contender("AdamW, beta2 0.95", ("optim=adamw", "optim.beta2=0.95"), (0.002, 0.004, 0.008)),
-    Contender("AdamW, matrices at lr/4", ("optim=adamw",), (0.002, 0.004, 0.008), "QuarterAdamW"),
+    Contender("AdamW, matrices at a quarter", ("optim=adamw",), (0.002, 0.004, 0.008), "QuarterAdamW"),
     Contender("GaLore", ("optim=galore", *LOW_RANK), (0.01, 0.02, 0.04)),
     Contender("Fira official", ("optim=fira", *LOW_RANK), (0.005, 0.01, 0.02)),
     Contender("Fira paper", ("optim=fira", "optim.variant=paper", *LOW_RANK), (0.01, 0.02, 0.04)),
