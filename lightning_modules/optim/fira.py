@@ -15,6 +15,7 @@ no second matrix of that size is needed, and two products with the basis are eno
 """
 
 import math
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -76,6 +77,11 @@ class FiraConfig(AdamWConfig):
             raise ValueError("only_scaling: leaves nothing to train with residual=false; choose one of the two")
         if not self.targets:
             raise ValueError("targets: must name at least one pattern, such as [attn, mlp]; choose optim=adamw to project nothing")
+        for pattern in self.targets:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"targets: '{pattern}' is not a regular expression ({error})") from error
 
     def without_effect(self) -> dict[str, str]:
         """Name the keys of a residual that is off, and the seed of an exact basis."""

@@ -80,6 +80,7 @@ WORDS = [  # what is added to VALID, or stands there for the same key -> how the
     # ranges
     ("optim.lr=-1", "optim.lr:", "must be above 0, not -1.0"),
     ("optim.schedule.warmup=-1", "optim.schedule.warmup:", "must be 0 or above"),
+    ("optim.targets=[attn, '(']", "optim.targets:", "'(' is not a regular expression (missing ), unterminated subpattern at position 0)"),
     ("run.seed=-1", "run.seed:", "must lie in 0..2^32-1, not -1"),
     ("run.name=a/b", "run.name:", "run.root says where it lies"),
     ("trainer.max_time=1h", "trainer.max_time:", "such as 00:01:30:00"),
