@@ -2,13 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-export OMP_NUM_THREADS ?= 1
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
 
 demo: $(VENV)/ready
 	$(BIN)/fivefold train experiment=quickstart run.root=$(CURDIR)/runs
 
+# One thread a process: tests start several processes, and more threads than cores would wait for each other.
+test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest
 
@@ -21,20 +24,22 @@ bench: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/optimizer_step.py
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "Python 3.11, 3.12 or 3.13 is needed, and $(PYTHON) is another: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch goes first: DeepSpeed's set-up needs it, and its pin decides between the CPU and the CUDA build.
+# torch goes first: DeepSpeed's set-up needs it, and its pin takes the CPU build where one is offered and the CUDA build elsewhere.
 $(VENV)/ready: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel ninja
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e .
+	$(PIP) torch setuptools wheel ninja
+	$(PIP) --no-build-isolation -e .
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e .[dev]
+	$(PIP) --no-build-isolation -e .[dev]
 	touch $@
 
 $(VENV)/ready-bench: $(VENV)/ready-dev
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps fira galore-torch pytorch-optimizer apollo-torch
+	$(PIP) --no-build-isolation -e .[bench]
 	touch $@
 
 clean:
