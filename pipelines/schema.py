@@ -106,9 +106,9 @@ class CheckpointSection:
     every_n_steps: int = 500
     """optimizer steps between two checkpoints"""
     keep: int = 1
-    """older step checkpoints kept beside last.ckpt; -1: all"""
+    """older checkpoints kept beside the newest, to which last.ckpt is a link; -1: all"""
     save_last: bool = True
-    """write last.ckpt when training ends"""
+    """write a checkpoint when training ends, whatever the interval"""
 
     def __post_init__(self) -> None:
         positive("every_n_steps", self.every_n_steps)
