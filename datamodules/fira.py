@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -160,26 +161,23 @@ class FiraData(L.LightningDataModule):
         """Open the token files, or write those that are missing. Raise DataError if the data cannot be used."""
         if self._streams:
             return
-        corpora = self._corpora()
+        corpora = dict(self._corpora())
         self._tokenizer = self._choose_tokenizer(corpora["train"])
-        if isinstance(corpora["train"], HubCorpus) and self.config.streamed:
-            self._text = self._streamed(corpora.pop("train"))
+        train = corpora["train"]
+        if isinstance(train, HubCorpus) and self.config.streamed:
+            self._text = self._streamed(train)
+            del corpora["train"]
         for split, corpus in corpora.items():
             self._streams[split] = self._stored(split, corpus)
         if not self._text and self._blocks("train").count == 0:
             raise DataError(f"the training text has {self._streams['train'].facts.tokens} tokens, too few for one block of "
                             f"{self.config.block_size}; lower data.block_size, or give more text")
 
-    def _corpora(self) -> dict[str, Any]:
+    def _corpora(self) -> Mapping[str, Corpus | HubCorpus]:
         """Describe the documents of each split; nothing is read yet."""
         config, rows = self.config, RowFormat(self.config.text_key, self.config.template)
         if config.chosen_source == "hub":
-            assert config.hub is not None
-            dataset = HubDataset(config.hub, config.subset, config.revision)
-            train, valid = self._shares(config.valid_split is not None)
-            held_out = (config.valid_split, "data.valid_split") if config.valid_split else (config.train_split, "data.train_split")
-            return {"train": HubCorpus(dataset, config.train_split, "data.train_split", rows, train),
-                    "valid": HubCorpus(dataset, *held_out, rows, valid)}
+            return self._hub_corpora(rows)
         if config.chosen_source == "stdlib":
             root, modules = standard_library()
             shares = zip(("train", "valid"), self._shares(False))
@@ -189,6 +187,17 @@ class FiraData(L.LightningDataModule):
         parts = {"train": (splits.train, train), "valid": (splits.valid or splits.train, valid),
                  "test": (splits.test, replace(valid, part="all"))}
         return {split: Corpus(files, rows, config.unit, share) for split, (files, share) in parts.items() if files}
+
+    def _hub_corpora(self, rows: RowFormat) -> dict[str, HubCorpus]:
+        config = self.config
+        dataset = HubDataset(config.hub or "", config.subset, config.revision)
+        train, valid = self._shares(config.valid_split is not None)
+        held_out = (config.valid_split, "data.valid_split") if config.valid_split else (config.train_split, "data.train_split")
+        corpora = {"train": HubCorpus(dataset, config.train_split, "data.train_split", rows, train),
+                   "valid": HubCorpus(dataset, *held_out, rows, valid)}
+        for corpus in corpora.values():
+            corpus.dataset.split(corpus.split, corpus.option)  # refuses a wrong name before a tokenizer is trained
+        return corpora
 
     def _shares(self, apart: bool) -> tuple[Share, Share]:
         """Say which documents train and which validate; `apart`: there is a validation text of its own."""

@@ -24,7 +24,7 @@ State = dict[str, Any]  # plain values only, so that a checkpoint loads with wei
 class TextStream:
     """What is streamed and how it becomes tokens: the same on every process."""
 
-    rows_of: Any  # the whole split, a datasets.IterableDataset
+    source: Any  # the whole split, a datasets.IterableDataset
     label: str  # names the split in messages
     rows: RowFormat
     share: Share
@@ -42,7 +42,7 @@ class TextStream:
         """
         from datasets.distributed import split_dataset_by_node
 
-        part = split_dataset_by_node(self.rows_of, rank=lane, world_size=lanes)
+        part = split_dataset_by_node(self.source, rank=lane, world_size=lanes)
         if self.window > 1:  # datasets shuffles files by the number of the epoch, and not at all in epoch 0
             digest = hashlib.blake2b(f"{self.seed} {turn}".encode(), digest_size=3).digest()
             part.set_epoch(1 + int.from_bytes(digest, "big"))

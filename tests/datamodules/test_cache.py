@@ -1,10 +1,6 @@
-import hashlib
 import logging
-import os
+import multiprocessing
 import re
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -107,50 +103,36 @@ def test_progress_is_reported_while_text_is_tokenised(tmp_path, caplog, monkeypa
     assert reported[-1] == facts.tokens
 
 
-RANK = """
-import sys, time
-from pathlib import Path
-from small_text import byte_tokenizer, documents
-from datamodules.cache import token_stream
+def rank_of_three(folder, name):
+    """Ask for a token stream whose documents come slowly; keep a record of the documents that this process was asked for."""
+    def slowly():
+        for text in documents(60):
+            with (folder / f"{name}.record").open("a") as record:
+                record.write("document\n")
+            time.sleep(0.05)
+            yield text
 
-def slowly():
-    for text in documents(60):
-        print("document", flush=True)
-        time.sleep(0.05)
-        yield text
-
-stream = token_stream(Path(sys.argv[1]) / "tokens", slowly(), byte_tokenizer())
-print("tokens", stream.tokens.tobytes().hex(), flush=True)
-"""
+    np.save(folder / f"{name}.npy", token_stream(folder / "cache" / "tokens", slowly(), byte_tokenizer()).tokens)
 
 
-def start(folder):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", RANK, folder], env=environment, text=True, stdout=subprocess.PIPE)
+def record_of(folder, name):
+    path = folder / f"{name}.record"
+    return path.read_text().split() if path.exists() else []
 
 
 def test_of_three_processes_one_builds_and_if_it_is_killed_another_starts_afresh(tmp_path):
-    ranks = [start(tmp_path) for _ in range(3)]
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("tokens.tmp-*")):
-        assert time.monotonic() < deadline
+    ranks = {name: multiprocessing.get_context("fork").Process(target=rank_of_three, args=(tmp_path, name)) for name in "abc"}
+    for rank in ranks.values():
+        rank.start()
+    while not (building := [name for name in ranks if len(record_of(tmp_path, name)) > 5]):
         time.sleep(0.01)
-    time.sleep(0.2)
-    victim = builder(ranks)
-    victim.send_signal(signal.SIGKILL)
-    outputs = [rank.communicate(timeout=120)[0].split() for rank in ranks]
-    assert victim.returncode == -signal.SIGKILL
-    survivors = [output for rank, output in zip(ranks, outputs) if rank is not victim]
-    assert sorted(output.count("document") for output in survivors) == [0, 60]
-    expected = token_stream(tmp_path / "alone", documents(60), byte_tokenizer()).tokens.tobytes()
-    assert {hashlib.sha256(bytes.fromhex(output[-1])).digest() for output in survivors} == {hashlib.sha256(expected).digest()}
-    assert not list(tmp_path.glob("tokens.tmp-*"))
-
-
-def builder(ranks):
-    """Find the process that has the lock: only it reads documents, and so has something to say."""
-    import select
-
-    readable, _, _ = select.select([rank.stdout for rank in ranks], [], [], 60)
-    assert len(readable) == 1
-    return next(rank for rank in ranks if rank.stdout is readable[0])
+    (victim,) = building
+    ranks[victim].kill()
+    for rank in ranks.values():
+        rank.join(timeout=120)
+    assert {name for name, rank in ranks.items() if rank.exitcode} == {victim}
+    survivors = [name for name in ranks if name != victim]
+    assert sorted(len(record_of(tmp_path, name)) for name in survivors) == [0, 60]
+    expected = token_stream(tmp_path / "alone", documents(60), byte_tokenizer()).tokens
+    assert all(np.array_equal(np.load(tmp_path / f"{name}.npy"), expected) for name in survivors)
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == ["tokens"]

@@ -205,7 +205,7 @@ def fit(data, folder, steps, resume=None, **settings):
     return torch.stack(module.seen), module.batches_at
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.*does not have many workers", "ignore:You defined a")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.*does not have many workers", "ignore:You passed in a")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("settings", [{}, {"limit_train_batches": 4}, {"accumulate_grad_batches": 3}])
 @pytest.mark.parametrize("source", ["hub", "files"])
@@ -234,6 +234,7 @@ def test_the_command_line_reports_what_it_makes_of_the_text_and_a_bad_row_in_one
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.filterwarnings("ignore:data.*no effect")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_row_of_a_stream_stops_a_run_in_one_line(here, tmp_path, workers):
     folder = write_dataset(tmp_path / "hub", [*documents(60), None, *documents(60)])
