@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning_modules.base import MethodModule, OptimizerFactory
 from pipelines.callbacks import Interrupt, RunRecord, SeedEachBatch, Throughput, progress_bar
 from pipelines.schema import Component, RunConfig
+from pipelines.strategies import make_strategy
 from pipelines.tracking import MetricsFile, wandb_logger
 
 
@@ -48,7 +49,7 @@ def make_trainer(config: RunConfig, folder: Path | None, record: RunRecord, resu
     t = config.trainer
     every = t.val_every_n_steps
     return Trainer(
-        accelerator=t.accelerator, devices=t.devices, num_nodes=t.num_nodes, precision=t.precision, strategy="auto",
+        accelerator=t.accelerator, devices=t.devices, num_nodes=t.num_nodes, precision=t.precision, strategy=make_strategy(config),
         max_steps=t.max_steps, max_epochs=t.max_epochs if t.max_epochs is not None else -1, max_time=t.max_time,
         accumulate_grad_batches=t.accumulate_grad_batches, gradient_clip_val=t.gradient_clip_val,
         val_check_interval=every * t.accumulate_grad_batches if every else None,

@@ -57,7 +57,7 @@ class FiraModuleConfig:
 class FiraModule(MethodModule):
     """Next-token prediction over packed blocks; reports the loss in nats a token, perplexity by token and by byte."""
 
-    STRATEGIES = ("single",)
+    STRATEGIES = ("single", "ddp", "fsdp", "deepspeed")
 
     def __init__(self, config: FiraModuleConfig, optimizer: OptimizerFactory) -> None:
         super().__init__(config, optimizer)
@@ -82,7 +82,7 @@ class FiraModule(MethodModule):
             model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.dropout, config.lora.targets)
         if config.compile:
             model.compile()
-        self.model = model.train()
+        self.model = self.shard(model.train(), [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())])
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return the logits (B, T, V) of the token after each of `input_ids` (B, T)."""
