@@ -1,5 +1,6 @@
 """Whole-matrix updates on spread weights: the same bits as one process, whatever the layout."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_modules.optim.sharding import Exchange, Spread, balanced_owners, copies_of, rows_of
+from lightning_modules.optim.sharding import Spread, balanced_owners, copies_of, packed, rounds_of, rows_of
 
 WORKER = Path(__file__).with_name("spread_worker.py")
 
@@ -71,8 +72,18 @@ def test_owners_are_balanced_by_cost_or_stay_where_most_of_a_matrix_lies():
     assert set(balanced_owners(spreads, costs, 2, stay=True).values()) == {1}
 
 
-def test_buckets_keep_the_order_and_the_limit():
-    exchange = Exchange.__new__(Exchange)
-    exchange.like, exchange.bucket_bytes = torch.empty(0), 400
-    exchange.spreads = {name: copies_of(name, (size,), 1) for name, size in {"a": 60, "b": 40, "c": 1, "huge": 500, "d": 2}.items()}
-    assert exchange.buckets(exchange.spreads) == [["a", "b"], ["c"], ["huge"], ["d"]]
+def test_packs_keep_the_order_and_the_limit():
+    assert packed([60, 40, 1, 500, 2], int, 100) == [[60, 40], [1], [500], [2]]
+
+
+def test_no_owner_waits_long_for_another_although_buckets_are_small():
+    shapes = {f"{layer}.{name}": shape for layer in range(8) for name, shape in (("q", (64, 64)), ("up", (172, 64)), ("down", (64, 172)))}
+    spreads = [rows_of(name, shape, 8) for name, shape in shapes.items()]
+    costs = {spread.name: float(spread.count) for spread in spreads}
+    owners = balanced_owners(spreads, costs, 8, stay=False)
+    limit = 172 * 64
+    buckets = rounds_of(spreads, owners, limit)
+    assert sorted(itertools.chain(*buckets)) == sorted(shapes)
+    held = [[sum(costs[name] for name in names if owners[name] == rank) for rank in range(8)] for names in buckets]
+    assert max(map(max, held)) <= limit
+    assert sum(map(max, held)) <= 1.01 * sum(costs.values()) / 8  # what the busiest owner of each bucket does, one bucket after another
