@@ -1,5 +1,7 @@
 """Packed causal blocks of a token stream, and the order in which training sees them: one integer restores it."""
 
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.text import DataError
+from datamodules.rows import DataError
 
 IGNORED = -100  # label that the loss leaves out
 PADDING = -1  # index of a block without tokens
@@ -105,9 +107,7 @@ class TrainingLoader:
             yield batch
 
     def _start(self) -> Iterator[Batch]:
-        # a generator of its own: starting workers must not draw from the run's random numbers
-        return iter(DataLoader(self.blocks, batch_sampler=self.order.walk(self.epoch, self.offset), num_workers=self.workers,
-                               collate_fn=_as_it_is, generator=torch.Generator(), pin_memory=torch.cuda.is_available()))
+        return batches_from(self.blocks, self.workers, batch_sampler=self.order.walk(self.epoch, self.offset))
 
     def state_dict(self) -> dict[str, int]:
         """Where the sequence stands; `blocks` and `seed` say which sequence."""
@@ -131,6 +131,27 @@ def held_out_loader(blocks: PackedBlocks, batch_size: int, rank: int = 0, world_
     indices = [*range(len(blocks)), *[PADDING] * (-len(blocks) % world_size)][rank::world_size]
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     return DataLoader(blocks, batch_sampler=batches, collate_fn=_as_it_is, generator=torch.Generator())
+
+
+def batches_from(dataset: Dataset, workers: int, **options: Any) -> Iterator[Any]:
+    """Start a DataLoader whose batches come from the dataset as they are."""
+    # a generator of its own: starting workers must not draw from the run's random numbers
+    loader = DataLoader(dataset, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator(),
+                        pin_memory=torch.cuda.is_available(), worker_init_fn=_leave_interrupts_to_the_run, **options)
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of a tokenizer do not survive a fork
+    try:
+        return iter(loader)
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def _leave_interrupts_to_the_run(worker: int) -> None:
+    """Ignore Ctrl-C, which a terminal sends to all processes: the run needs batches to the end of its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

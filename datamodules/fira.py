@@ -2,8 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from datamodules.blocks import PackedBlocks, TrainingLoader, TrainingOrder, held_out_loader
 from datamodules.cache import FORMAT, StreamFacts, TokenStream, build_once, token_stream
+from datamodules.hub import HubCorpus, HubDataset
+from datamodules.rows import DataError, RowFormat
 from datamodules.sources import Splits, expand, folder_splits, standard_library
-from datamodules.text import Corpus, DataError
+from datamodules.stream import StreamLoader, TextStream
+from datamodules.text import Corpus, Share
 from datamodules.tokenization import load_tokenizer, tokenizer_key, train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -34,15 +37,23 @@ class FiraDataConfig:
     test: list[str] = field(default_factory=list)
     """test files"""
     hub: str | None = None
-    """Hugging Face dataset that is streamed, such as allenai/c4"""
+    """Hugging Face dataset such as allenai/c4, or a folder laid out like one"""
     subset: str | None = None
     """configuration of the Hub dataset, such as en"""
+    revision: str | None = None
+    """branch, tag or commit of the Hub dataset; None: the newest"""
     train_split: str = "train"
     """split of the Hub dataset to train on"""
-    valid_split: str = "validation"
-    """split of the Hub dataset to validate on"""
+    valid_split: str | None = "validation"
+    """split of the Hub dataset to validate on; None: a share of the training documents is held out"""
+    streaming: bool = True
+    """read the Hub dataset while training; false: tokenize its training split into the cache first"""
+    shuffle: int = 1000
+    """rows of a stream that are shuffled among each other, besides the order of its files; 1: as they come"""
     text_key: str = "text"
     """key or column that holds the text"""
+    template: str | None = None
+    """a document of several keys, such as "Question: {question} Answer: {answer}"; overrides text_key"""
     unit: Literal["line", "file"] = "line"
     """one document of a plain text file: a line or the whole file"""
     valid_fraction: float = 0.05
@@ -71,7 +82,7 @@ class FiraDataConfig:
     """order of the training blocks; None: run.seed"""
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "valid_bytes", "valid_documents", "block_size", "batch_size", "stream_epoch"):
+        for name in ("max_bytes", "valid_bytes", "valid_documents", "block_size", "batch_size", "stream_epoch", "shuffle"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}: must be above 0, not {value}")
@@ -91,16 +102,30 @@ class FiraDataConfig:
         needed = {"files": self.root or self.train, "hub": self.hub}.get(self.source, True)
         if not needed:
             raise ValueError(f"source: must go with {'root or train' if self.source == 'files' else 'hub'}, not {self.source} alone")
+        RowFormat(self.text_key, self.template)  # refuses a template that cannot be filled
 
     def without_effect(self) -> dict[str, str]:
         """Name the keys that other tokenizers and other sources read."""
         idle = {} if self.tokenizer == "train" else {"vocab_size": f"tokenizer={self.tokenizer} has its own"}
         source = self.chosen_source
         if source != "hub":
-            idle |= dict.fromkeys(("hub", "subset", "train_split", "valid_split", "stream_epoch"), f"the text is from {source}")
+            idle |= dict.fromkeys(("hub", "subset", "revision", "train_split", "valid_split", "streaming"), f"the text is from {source}")
         if source != "files":
             idle |= dict.fromkeys(("root", "train", "valid", "test", "unit"), f"the text is from {source}")
+        if source == "stdlib":
+            idle |= dict.fromkeys(("text_key", "template"), "the text is from stdlib")
+        if self.template is not None:
+            idle["text_key"] = "data.template says what a document is"
+        if self.streamed:
+            idle["max_bytes"] = "the training text is streamed"
+        else:
+            idle |= dict.fromkeys(("stream_epoch", "shuffle"), "nothing is streamed")
         return idle
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the training text is read while training."""
+        return self.chosen_source == "hub" and self.streaming
 
     @property
     def chosen_source(self) -> Literal["stdlib", "files", "hub"]:
@@ -125,6 +150,7 @@ class FiraData(L.LightningDataModule):
         self.cache = Path(config.cache).expanduser()
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._streams: dict[str, TokenStream] = {}
+        self._text: TextStream | None = None  # of the training text, where it is not in a token file
 
     def prepare_data(self) -> None:
         """Train the tokenizer and write the token files: once on a machine, before the other processes look for them."""
@@ -136,37 +162,62 @@ class FiraData(L.LightningDataModule):
             return
         corpora = self._corpora()
         self._tokenizer = self._choose_tokenizer(corpora["train"])
+        if isinstance(corpora["train"], HubCorpus) and self.config.streamed:
+            self._text = self._streamed(corpora.pop("train"))
         for split, corpus in corpora.items():
-            self._streams[split] = self._stored(split, corpus.key(), corpus)
-        if self._blocks("train").count == 0:
+            self._streams[split] = self._stored(split, corpus)
+        if not self._text and self._blocks("train").count == 0:
             raise DataError(f"the training text has {self._streams['train'].facts.tokens} tokens, too few for one block of "
                             f"{self.config.block_size}; lower data.block_size, or give more text")
 
-    def _corpora(self) -> dict[str, Corpus]:
-        config = self.config
-        splits, everything = self._files()
-        held_out = replace(everything, max_bytes=config.valid_bytes, max_documents=config.valid_documents)
-        train = replace(everything, files=splits.train, max_bytes=config.max_bytes)
-        corpora = {"train": train, "valid": replace(held_out, files=splits.valid)}
-        if not splits.valid:
-            corpora["train"] = replace(train, part="train", fraction=config.valid_fraction)
-            corpora["valid"] = replace(held_out, files=splits.train, part="valid", fraction=config.valid_fraction)
-        if splits.test:
-            corpora["test"] = replace(held_out, files=splits.test)
-        return corpora
-
-    def _files(self) -> tuple[Splits, Corpus]:
-        """List the files of each split, and say in a corpus without files how they are read."""
-        config = self.config
+    def _corpora(self) -> dict[str, Any]:
+        """Describe the documents of each split; nothing is read yet."""
+        config, rows = self.config, RowFormat(self.config.text_key, self.config.template)
+        if config.chosen_source == "hub":
+            assert config.hub is not None
+            dataset = HubDataset(config.hub, config.subset, config.revision)
+            train, valid = self._shares(config.valid_split is not None)
+            held_out = (config.valid_split, "data.valid_split") if config.valid_split else (config.train_split, "data.train_split")
+            return {"train": HubCorpus(dataset, config.train_split, "data.train_split", rows, train),
+                    "valid": HubCorpus(dataset, *held_out, rows, valid)}
         if config.chosen_source == "stdlib":
-            root, files = standard_library()
-            return Splits(files), Corpus((), unit="file", split_by="name", root=root)
-        how = Corpus((), text_key=config.text_key, unit=config.unit)
-        if config.root:
-            return folder_splits(config.root), how
-        return Splits(*(expand(getattr(config, split), split) for split in ("train", "valid", "test"))), how
+            root, modules = standard_library()
+            shares = zip(("train", "valid"), self._shares(False))
+            return {split: Corpus(modules, unit="file", share=share, split_by="name", root=root) for split, share in shares}
+        splits = self._splits()
+        train, valid = self._shares(bool(splits.valid))
+        parts = {"train": (splits.train, train), "valid": (splits.valid or splits.train, valid),
+                 "test": (splits.test, replace(valid, part="all"))}
+        return {split: Corpus(files, rows, config.unit, share) for split, (files, share) in parts.items() if files}
 
-    def _choose_tokenizer(self, training: Corpus) -> PreTrainedTokenizerBase:
+    def _shares(self, apart: bool) -> tuple[Share, Share]:
+        """Say which documents train and which validate; `apart`: there is a validation text of its own."""
+        config = self.config
+        documents = config.valid_documents or (10_000 if config.chosen_source == "hub" else None)
+        train = Share(max_bytes=None if config.streamed else config.max_bytes)
+        valid = Share(max_bytes=config.valid_bytes, max_documents=documents)
+        if apart:
+            return train, valid
+        return replace(train, part="train", fraction=config.valid_fraction), replace(valid, part="valid", fraction=config.valid_fraction)
+
+    def _splits(self) -> Splits:
+        config = self.config
+        if config.root:
+            return folder_splits(config.root)
+        return Splits(*(expand(getattr(config, split), split) for split in ("train", "valid", "test")))
+
+    def _streamed(self, corpus: HubCorpus) -> TextStream:
+        config = self.config
+        names = ["hub", "subset", "train_split", "text_key", "template", "tokenizer", "block_size", "shuffle"]
+        names += ["vocab_size"] if config.tokenizer == "train" else []
+        names += [] if config.valid_split else ["valid_fraction"]
+        identity = {name: getattr(config, name) for name in names} | {"seed": self.seed, "revision": corpus.dataset.commit or None}
+        rows = corpus.dataset.split(corpus.split, corpus.option)
+        log.info("train: streamed from %s, %d files", corpus.label, rows.num_shards)
+        return TextStream(rows, corpus.label, corpus.rows, corpus.share, self.tokenizer, config.block_size, config.shuffle, self.seed,
+                          identity)
+
+    def _choose_tokenizer(self, training: Corpus | HubCorpus) -> PreTrainedTokenizerBase:
         if self.config.tokenizer != "train":
             return load_tokenizer(self.config.tokenizer)
         folder = self.cache / "tokenizers" / _key(FORMAT, training.key(), self.config.vocab_size)
@@ -177,9 +228,9 @@ class FiraData(L.LightningDataModule):
 
         return AutoTokenizer.from_pretrained(build_once(folder, build))
 
-    def _stored(self, split: str, content: str, documents: Iterable[str]) -> TokenStream:
-        folder = self.cache / "tokens" / _key(FORMAT, content, tokenizer_key(self.tokenizer))
-        stream = token_stream(folder, documents, self.tokenizer)
+    def _stored(self, split: str, corpus: Corpus | HubCorpus) -> TokenStream:
+        folder = self.cache / "tokens" / _key(FORMAT, corpus.key(), tokenizer_key(self.tokenizer))
+        stream = token_stream(folder, corpus, self.tokenizer)
         log.info("%s: %d documents, %.2f MB of text, %d tokens", split, stream.facts.documents, stream.facts.text_bytes / 1e6,
                  stream.facts.tokens)
         return stream
@@ -191,8 +242,12 @@ class FiraData(L.LightningDataModule):
     def train_dataloader(self) -> Any:
         """Batches in a seeded order that a checkpoint restores exactly."""
         rank, world_size = _place()
+        overfit = getattr(self.trainer, "overfit_batches", 0)
+        if self._text:
+            stream = StreamLoader(self._text, self.config.batch_size, self.config.stream_epoch, self.config.workers, rank, world_size)
+            return list(islice(stream, overfit)) if overfit else stream
         blocks = self._blocks("train")
-        if getattr(self.trainer, "overfit_batches", 0) > 0:
+        if overfit:
             return held_out_loader(blocks, self.config.batch_size, rank, world_size)  # the same batches in every epoch
         order = TrainingOrder(len(blocks), self.config.batch_size, self.seed, rank, world_size)
         return TrainingLoader(blocks, order, self.config.workers)
@@ -223,6 +278,10 @@ class FiraData(L.LightningDataModule):
     @property
     def eos_token_id(self) -> int:
         return self.tokenizer.eos_token_id
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.batch_size
 
     @property
     def block_size(self) -> int:

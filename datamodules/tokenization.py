@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from huggingface_hub import HfApi
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -18,16 +19,37 @@ SMALLEST_VOCABULARY = 257  # every byte, and the end of a text
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a local folder or by its name on the Hub; it must have an end-of-text token."""
+    """Load a tokenizer from a local folder or by its name on the Hub; it must have an end-of-text token.
+
+    What the Hub's cache holds is taken from there, without asking the Hub.
+    """
     folder = Path(name).expanduser()
+    place, local = (str(folder), True) if folder.is_dir() else (name, _in_cache(name))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"tokenizer {name}: cannot be loaded ({reason}); give a folder, a name on the Hub, or train") from None
+        raise _refusal(name, error) from None
     if tokenizer.eos_token_id is None:
-        raise DataError(f"tokenizer {name}: has no end-of-text token to put between documents; choose one that has")
+        raise DataError(f"data.tokenizer={name}: has no end-of-text token to put between documents; choose one that has")
     return tokenizer
+
+
+def _in_cache(name: str) -> bool:
+    """Tell whether a tokenizer was fetched before; if not, make sure that the Hub has it: a download would try for a minute."""
+    try:
+        AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError, KeyError):
+        try:
+            HfApi().model_info(name, timeout=30)
+        except Exception as error:  # the Hub's own errors, and those of whatever network library it uses
+            raise _refusal(name, error) from None
+        return False
+    return True
+
+
+def _refusal(name: str, error: Exception) -> DataError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return DataError(f"data.tokenizer={name}: cannot be loaded ({reason}); give a folder, a name on the Hub, or train")
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -56,17 +78,24 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
     """Turn texts into tokens; nothing is added, and a special token spelled out in a text is read as plain text."""
     if not texts:
         return []
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = _plain_backend(tokenizer)
     if backend is None:
         return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    backend.encode_special_tokens = True
-    backend.no_truncation()  # some files cut every text to the model's length
-    backend.no_padding()
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash what decides the tokens of a text."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = _plain_backend(tokenizer)
     content = backend.to_str() if backend is not None else repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())))
     return hashlib.sha256(f"{tokenizer.eos_token_id} {content}".encode()).hexdigest()
+
+
+def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """Set the fast tokenizer, if there is one, to whole texts: some files cut or pad every text to the model's length."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+    return backend

@@ -1,10 +1,12 @@
 """What all methods share: where they may run and how their optimizer and schedule come from the config."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import Parameter
@@ -22,7 +24,7 @@ class OptimizerFactory:
     config: Any  # the dataclass of `kind`; its `schedule` field is a ScheduleConfig
 
     def __call__(self, named_parameters: Iterable[tuple[str, Parameter]]) -> Optimizer:
-        return self.kind(named_parameters, self.config)  # type: ignore[arg-type, call-arg]
+        return self.kind(named_parameters, self.config)
 
     def schedule(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
         """Make the learning-rate schedule of `optimizer`; `total_steps` counts optimizer steps."""
@@ -55,5 +57,34 @@ class MethodModule(LightningModule):
         """Give Lightning one optimizer over all trainable parameters, its schedule stepping with it."""
         trainable = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         optimizer = self.optimizer(trainable)
-        schedule = self.optimizer.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        schedule = self.optimizer.schedule(optimizer, optimizer_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/lr"}}
+
+
+def optimizer_steps(trainer: Trainer) -> int:
+    """Count the optimizer steps of a whole run: the smaller of max_steps and what max_epochs make.
+
+    `trainer.estimated_stepping_batches` is not asked, because it sets the loaders up too early: a resumed run then starts their
+    order anew without a word (Lightning issue 20550). Here the training loader is made once more, for its length only.
+    """
+    limits: list[int] = []
+    if trainer.max_steps != -1:
+        limits.append(trainer.max_steps)
+    if trainer.max_epochs not in (None, -1):
+        limits.append(trainer.max_epochs * math.ceil(_epoch_batches(trainer) / trainer.accumulate_grad_batches))
+    if not limits:
+        raise ValueError("trainer.max_steps: the schedule needs an end; give it, or trainer.max_epochs")
+    return min(limits)
+
+
+def _epoch_batches(trainer: Trainer) -> int:
+    """Count the batches of one epoch on one process; `limit_train_batches` is a number, or a share of them."""
+    limit = trainer.limit_train_batches
+    loaders = CombinedLoader(trainer.datamodule.train_dataloader()).flattened  # type: ignore[attr-defined]
+    try:
+        length = max(len(loader) for loader in loaders)
+    except TypeError:  # a stream
+        if isinstance(limit, int):
+            return limit
+        raise ValueError("trainer.max_epochs: this training data has no length; give trainer.max_steps instead") from None
+    return min(length, limit) if isinstance(limit, int) else int(length * limit)

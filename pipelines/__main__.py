@@ -88,7 +88,7 @@ def _explain(error: Exception) -> int:
     text = str(error)
     if "Original Traceback" in text:  # from a loader's process: its own last line says what happened
         text = text.rstrip().rpartition("\n")[2].partition(": ")[2]
-    text = " ".join(text.split())
+    text = "; ".join([" ".join(text.split()), *getattr(error, "__notes__", [])])
     if isinstance(error, ConfigError | DataError) or (isinstance(error, ValueError) and key_named_in(text)):
         print(f"error: {text}", file=sys.stderr)
         return 2

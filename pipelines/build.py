@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from lightning_modules.base import MethodModule, OptimizerFactory
-from pipelines.callbacks import Interrupt, RunRecord, SeedEachBatch, Throughput, progress_bar
+from pipelines.callbacks import LearningRate, RunRecord, SeedEachBatch, Throughput
+from pipelines.checkpoints import Checkpoints, WholeFiles
+from pipelines.logs import set_up_logs
+from pipelines.progress import progress_bar
 from pipelines.schema import Component, RunConfig
 from pipelines.strategies import make_strategy
-from pipelines.tracking import MetricsFile, wandb_logger
+from pipelines.tracking import MetricsFile, wandb_logger, wandb_mode
 
 
 @dataclass
@@ -28,10 +31,19 @@ class Built:
     module: MethodModule
     trainer: Trainer
     record: RunRecord
+    loggers: list[Logger]
+
+    def validate_if_needed(self) -> None:
+        """Validate a run whose last step was not: one that was killed between its last checkpoint and its end. Nothing is logged."""
+        trainer = self.trainer
+        if self.record.validated_step != trainer.global_step and trainer.limit_val_batches != 0:
+            trainer.loggers = []
+            trainer.validate(self.module, datamodule=self.data, verbose=False)
 
 
-def build(config: RunConfig, folder: Path | None, resumed_step: int = 0) -> Built:
-    """Make the parts of a run; with `folder` None nothing is written to disk (dry runs)."""
+def build(config: RunConfig, folder: Path | None) -> Built:
+    """Make the parts of a run; with `folder` None nothing is written to disk (dry runs, evaluation)."""
+    set_up_logs()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     seed_everything(config.run.seed, workers=True, verbose=False)
@@ -39,12 +51,11 @@ def build(config: RunConfig, folder: Path | None, resumed_step: int = 0) -> Buil
     kind, optim = _load(config.optim)
     module_kind, module_config = _load(config.module)
     module = module_kind(module_config, OptimizerFactory(kind, optim))
-    record = RunRecord()
-    trainer = make_trainer(config, folder, record, resumed_step)
-    return Built(data, module, trainer, record)
+    record, loggers = RunRecord(), _loggers(config, folder)
+    return Built(data, module, make_trainer(config, folder, record, loggers), record, loggers)
 
 
-def make_trainer(config: RunConfig, folder: Path | None, record: RunRecord, resumed_step: int = 0) -> Trainer:
+def make_trainer(config: RunConfig, folder: Path | None, record: RunRecord, loggers: list[Logger]) -> Trainer:
     """Translate the trainer section for Lightning; validation intervals are counted in optimizer steps."""
     t = config.trainer
     every = t.val_every_n_steps
@@ -57,32 +68,24 @@ def make_trainer(config: RunConfig, folder: Path | None, record: RunRecord, resu
         limit_train_batches=t.limit_train_batches, limit_val_batches=t.limit_val_batches,
         log_every_n_steps=t.log_every_n_steps, deterministic=t.deterministic, fast_dev_run=t.fast_dev_run,
         overfit_batches=t.overfit_batches, profiler=t.profiler, use_distributed_sampler=False,
-        default_root_dir=folder, enable_model_summary=False, enable_progress_bar=True,
-        enable_checkpointing=folder is not None, logger=_loggers(config, folder, resumed_step) or False,
-        callbacks=_callbacks(config, folder, record),
+        default_root_dir=folder, enable_model_summary=False, enable_checkpointing=False,
+        num_sanity_val_steps=0 if folder is None else 2, plugins=[WholeFiles()],
+        logger=loggers, callbacks=_callbacks(config, folder, record),
     )
 
 
 def _callbacks(config: RunConfig, folder: Path | None, record: RunRecord) -> list[Callback]:
-    callbacks: list[Callback] = [record, SeedEachBatch(config.run.seed), progress_bar()]
+    t = config.trainer
+    window = min(max(t.log_every_n_steps * t.accumulate_grad_batches, 2), 100)  # batches between two rows of metrics
+    callbacks: list[Callback] = [record, SeedEachBatch(config.run.seed), LearningRate(), Throughput(window), progress_bar()]
+    return callbacks if folder is None else [*callbacks, Checkpoints(folder / "checkpoints", config.checkpoint)]
+
+
+def _loggers(config: RunConfig, folder: Path | None) -> list[Logger]:
     if folder is None:
-        return callbacks
-    checkpoint = config.checkpoint
-    callbacks += [Interrupt(folder / "checkpoints"), LearningRateMonitor("step"), Throughput(window_size=20)]
-    if not config.trainer.fast_dev_run:
-        callbacks.append(ModelCheckpoint(
-            folder / "checkpoints", filename="{step:08d}", monitor="step", mode="max",
-            save_top_k=-1 if checkpoint.keep == -1 else checkpoint.keep + 1,
-            every_n_train_steps=checkpoint.every_n_steps, save_on_train_epoch_end=False,
-        ))
-    return callbacks
-
-
-def _loggers(config: RunConfig, folder: Path | None, resumed_step: int) -> list[Logger]:
-    if folder is None or config.trainer.fast_dev_run:
         return []
-    loggers: list[Logger] = [MetricsFile(folder, keep_before=resumed_step)]
-    if config.logger.name == "wandb":
+    loggers: list[Logger] = [MetricsFile(folder)]
+    if config.logger.name == "wandb" and wandb_mode(config.logger.mode) != "disabled":
         loggers.append(wandb_logger(config, folder))
     return loggers
 

@@ -1,19 +1,16 @@
-"""What every run does beside training: seeds, progress, throughput, a record of validations, a clean way to be interrupted."""
+"""What every run does beside training: seeds, learning rate, throughput, and a record of the last validation."""
 
 import hashlib
 import random
-import signal
-import sys
-import time
-from pathlib import Path
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar, ThroughputMonitor
-
-METRICS_SHOWN = ("train/loss", "train/lr", "val/perplexity")
+from lightning.pytorch.callbacks import Callback, ThroughputMonitor
+from lightning.pytorch.trainer.states import RunningStage
+from torch.utils._pytree import tree_leaves
 
 
 class SeedEachBatch(Callback):
@@ -26,20 +23,32 @@ class SeedEachBatch(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Seed the first weights, too: preparing the data may have drawn numbers, and draws none when they are cached."""
+        self._seed("weights")
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        place = f"{self.seed} {trainer.global_rank} {trainer.fit_loop.total_batch_idx}"
-        number = int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "big") >> 1
+        self._seed(f"{trainer.global_rank} {trainer.fit_loop.total_batch_idx}")
+
+    def _seed(self, place: str) -> None:
+        number = int.from_bytes(hashlib.blake2b(f"{self.seed} {place}".encode(), digest_size=8).digest(), "big") >> 1
         random.seed(number)
         np.random.seed(number % 2**32)
         torch.manual_seed(number)
 
 
 class RunRecord(Callback):
-    """Remember the last validation and the step it was made at."""
+    """Validate at the last step, whatever the interval, and remember the last validation and its step."""
 
     def __init__(self) -> None:
         self.validated_step = -1
         self.metrics: dict[str, float] = {}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        steps_done = 0 < trainer.max_steps <= trainer.global_step
+        epochs_done = trainer.is_last_batch and 0 < (trainer.max_epochs or 0) <= trainer.current_epoch + 1
+        if steps_done or epochs_done:
+            trainer.should_stop = True  # Lightning validates before it stops
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -48,115 +57,43 @@ class RunRecord(Callback):
         self.metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
 
 
-class Interrupt(Callback):
-    """On the first Ctrl-C or SIGTERM finish the optimizer step, save a checkpoint and stop; a second Ctrl-C stops at once."""
+class LearningRate(Callback):
+    """Log the learning rate that a step is made with, that of each optimizer's first group, as train/lr or train/lr/NUMBER."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.requested: int | None = None
-        self.saved: Path | None = None
-        self._previous: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._request)
-
-    def _request(self, number: int, frame: Any) -> None:
-        if self.requested is not None:
-            raise KeyboardInterrupt
-        self.requested = number
-        sys.stderr.write("\ninterrupted: saving a checkpoint at the end of this step (once more: stop at once, without saving)\n")
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.requested is None or self.saved or trainer.fit_loop._should_accumulate():
-            return  # gradients of half an accumulation window are in no checkpoint, so wait for its end
-        self.saved = self.folder / f"step={trainer.global_step:08d}.ckpt"
-        if not self.saved.exists():
-            trainer.save_checkpoint(self.saved)
-        trainer.should_stop = True
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        several = len(trainer.optimizers) > 1
+        for number, optimizer in enumerate(trainer.optimizers):
+            pl_module.log(f"train/lr/{number}" if several else "train/lr", optimizer.param_groups[0]["lr"], prog_bar=True)
 
 
 class Throughput(ThroughputMonitor):
-    """Lightning's monitor, counting sequences and tokens, or whatever the batch's first tensor holds."""
+    """Lightning's monitor for training: sequences and tokens a second, and MFU where the device's peak is known.
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(batch_size_fn=lambda batch: _first(batch).shape[0], length_fn=lambda batch: _first(batch).numel(), **kwargs)
+    What a batch holds is read from its first tensor. Without a known peak, floating-point operations are not counted.
+    """
 
+    def __init__(self, window_size: int) -> None:
+        super().__init__(batch_size_fn=lambda batch: size_of(batch)[0], length_fn=lambda batch: size_of(batch)[1], window_size=window_size)
+        self._module_has_flops = False
 
-def _first(batch: Any) -> torch.Tensor:
-    if isinstance(batch, torch.Tensor):
-        return batch
-    values = batch.values() if isinstance(batch, dict) else batch
-    return next(v for v in values if isinstance(v, torch.Tensor))
+    def on_train_start(self, trainer: Trainer, *rest: Any) -> None:
+        """Count the operations of a batch once, here: a model that cannot be counted trains all the same."""
+        if self.available_flops:
+            try:
+                self._module_has_flops = bool(trainer.lightning_module.flops_per_batch)
+            except Exception as error:
+                warnings.warn(f"no MFU: the operations of a batch cannot be counted ({type(error).__name__}: {error})", stacklevel=2)
+        super().on_train_start(trainer, *rest)
 
-
-def tokens_per_second(trainer: Trainer) -> float | None:
-    """Return what ThroughputMonitor logged last, in tokens a second over all devices."""
-    logged = trainer.logged_metrics
-    value = logged.get("train/items_per_sec", logged.get("train/device/items_per_sec"))
-    return None if value is None else float(value)
-
-
-def progress_bar() -> ProgressBar:
-    """A rich bar in a terminal, plain lines in a log file."""
-    return TerminalBar() if sys.stdout.isatty() else LogLines()
-
-
-class TerminalBar(RichProgressBar):
-    """Rich progress bar with tokens a second and the learning rate."""
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        metrics["lr"] = f"{learning_rate(trainer):.2e}"
-        speed = tokens_per_second(trainer)
-        if speed:
-            metrics["tokens/s"] = f"{speed:,.0f}"
-        return metrics
+    def _compute(self, trainer: Trainer, iter_num: int | None = None) -> None:
+        """Log rates only, under the step that they belong to; totals would start anew when a run is resumed."""
+        if trainer.training and trainer._logger_connector.should_update_logs:
+            found = self._throughputs[RunningStage.TRAINING].compute()
+            rates = {f"train/{key}": value for key, value in found.items() if key.endswith(("_per_sec", "mfu"))}
+            trainer._logger_connector.log_metrics(rates)  # type: ignore[arg-type]
 
 
-def learning_rate(trainer: Trainer) -> float:
-    """Return the learning rate of the first parameter group."""
-    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else 0.0
-
-
-class LogLines(ProgressBar):
-    """One line every `log_every_n_steps` optimizer steps, and one for each validation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._started = time.monotonic()
-        self._enabled = True
-
-    def disable(self) -> None:
-        """Stay silent; Lightning calls this on all processes but the first."""
-        self._enabled = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started = time.monotonic()
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.global_step
-        due = step % trainer.log_every_n_steps == 0 or step == trainer.max_steps or step == 1
-        if not self._enabled or trainer.fit_loop._should_accumulate() or not due:
-            return
-        loss = trainer.callback_metrics.get("train/loss")
-        of = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
-        line = f"step {step}{of}  lr {learning_rate(trainer):.2e}"
-        if loss is not None:
-            line += f"  loss {float(loss):.4f}"
-        speed = tokens_per_second(trainer)
-        if speed:
-            line += f"  {speed:,.0f} tokens/s"
-        print(line, flush=True)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._enabled or trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        shown = "  ".join(f"{k} {float(v):.4f}" for k, v in sorted(trainer.callback_metrics.items()) if k.startswith("val/"))
-        print(f"step {trainer.global_step}  {shown}", flush=True)
+def size_of(batch: Any) -> tuple[int, int]:
+    """Count the sequences and the items (tokens) of a batch by its first tensor, (B, ...); a batch without one counts as one."""
+    first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim), None)
+    return (1, 1) if first is None else (first.shape[0], first.numel())

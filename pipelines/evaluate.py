@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pipelines import describe
 from pipelines.config import ConfigError, from_yaml, split_flags
+from pipelines.runs import SETTINGS, newest_checkpoint, step_of
 
 FLAGS = ("--help",)
 
@@ -16,9 +17,7 @@ def run(argv: list[str]) -> int:
               "Validates the newest checkpoint of a run, or the one named, on the run's own data.")
         return 0
     folder, checkpoint, overrides = _sort(words)
-    config = from_yaml(folder / "config.yaml", overrides)
-    from pipelines.runs import newest_checkpoint
-
+    config = from_yaml(folder / SETTINGS, overrides)
     found = checkpoint or newest_checkpoint(folder)
     if found is None:
         raise ConfigError(f"run: {folder} holds no checkpoint yet")
@@ -26,14 +25,8 @@ def run(argv: list[str]) -> int:
 
     built = build(config, None)
     built.trainer.validate(built.module, datamodule=built.data, ckpt_path=found, weights_only=True, verbose=False)
-    describe.results_table({"step": _step(found), **built.record.metrics}, folder, f"evaluated {found.name}")
+    describe.results_table({"step": step_of(found), **built.record.metrics}, folder, f"evaluated {found.name}")
     return 0
-
-
-def _step(checkpoint: Path) -> int:
-    from pipelines.runs import step_of
-
-    return step_of(checkpoint)
 
 
 def _sort(words: list[str]) -> tuple[Path, Path | None, list[str]]:
@@ -42,8 +35,8 @@ def _sort(words: list[str]) -> tuple[Path, Path | None, list[str]]:
     if "run" not in named:
         raise ConfigError("run: which one? Write fivefold evaluate run=FOLDER")
     folder = Path(named["run"]).expanduser().absolute()
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"run: {folder} is no run folder: it has no config.yaml")
+    if not (folder / SETTINGS).is_file():
+        raise ConfigError(f"run: {folder} is no run folder: it has no {SETTINGS}")
     checkpoint = Path(named["checkpoint"]).expanduser().absolute() if "checkpoint" in named else None
     if checkpoint and not checkpoint.is_file():
         raise ConfigError(f"checkpoint: {checkpoint} does not exist")

@@ -3,9 +3,11 @@
 import csv
 from pathlib import Path
 
+import numpy as np
+
 
 def curve(metrics: Path, name: str) -> tuple[list[int], list[float]]:
-    """Read one metric from metrics.csv: the steps and the values."""
+    """Read one metric from metrics.csv: optimizer steps done when it was measured, and values."""
     if not metrics.is_file():
         return [], []
     with metrics.open(newline="") as file:
@@ -13,20 +15,31 @@ def curve(metrics: Path, name: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in rows], [value for _, value in rows]
 
 
+def smoothed(values: list[float], points: int = 50) -> np.ndarray:
+    """Average each value with its neighbours so that about `points` independent ones are left; fewer stay as they are."""
+    reach = len(values) // (2 * points)
+    sums = np.cumsum([0.0, *values])
+    low = np.maximum(np.arange(len(values)) - reach, 0)
+    high = np.minimum(np.arange(len(values)) + reach + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
 def draw_loss(metrics: Path, picture: Path) -> None:
     """Draw training and validation loss over optimizer steps; without any rows nothing is drawn."""
     train, val = curve(metrics, "train/loss"), curve(metrics, "val/loss")
     if not train[0] and not val[0]:
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(*train, color="#7a9cc6", linewidth=1.2, label="train")
-    axes.plot(*val, color="#c1440e", marker="o", markersize=4, linewidth=1.5, label="validation")
+    if train[0]:
+        axes.plot(*train, color="#7a9cc6", linewidth=0.8, alpha=0.35)
+        means = smoothed(train[1])
+        axes.plot(train[0], means, color="#4a77ad", linewidth=1.4, label=f"train, at last {means[-1]:.3f}")
+    if val[0]:
+        axes.plot(*val, color="#c1440e", marker="o", markersize=4, linewidth=1.5, label=f"validation, at last {val[1][-1]:.3f}")
+    axes.set_title(picture.parent.name, fontsize="small")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)

@@ -1,41 +1,33 @@
-"""Run folders: where a run lives, what is written down about it, and which unfinished run `run.resume` means."""
+"""Run folders: what is written down about a run, its checkpoints, and the lock that keeps a second process out."""
 
+import dataclasses
 import datetime
+import fcntl
 import json
 import os
 import platform
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+import zipfile
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipelines.config import ConfigError, fingerprint, to_yaml
 from pipelines.schema import RunConfig
 
 RECORD = "run.json"
+SETTINGS = "config.yaml"
+LAST = "last.ckpt"  # a link to the newest checkpoint
+PART = ".part"  # ends the names of files that are being written
 PACKAGES = ("fivefold", "torch", "lightning", "transformers", "torch-geometric", "deepspeed", "wandb", "omegaconf",
             "tokenizers", "datasets", "torchdata", "torchmetrics", "peft", "numpy")
 
 
-@dataclass(frozen=True)
-class Place:
-    """The folder of a run, and the checkpoint it goes on from, if any."""
-
-    folder: Path
-    checkpoint: Path | None = None
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps that the checkpoint holds; 0 without one."""
-        return step_of(self.checkpoint) if self.checkpoint else 0
-
-
 def step_of(checkpoint: Path) -> int:
     """Read the optimizer step from a checkpoint: from its name, else from its content."""
-    _, _, number = checkpoint.stem.partition("step=")
+    _, _, number = checkpoint.resolve().stem.partition("step=")
     if number.isdigit():
         return int(number)
     import torch
@@ -43,58 +35,41 @@ def step_of(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
 
 
+def steps_saved(checkpoints: Path) -> list[Path]:
+    """List the checkpoints of a folder, oldest first, leaving out files that are cut off."""
+    found = sorted(checkpoints.glob("step=*.ckpt"), key=step_of)
+    return [path for path in found if zipfile.is_zipfile(path)]  # the index of a zip file is its end
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint of the latest step in a run folder; last.ckpt, written at the end, wins."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if last.exists():
-        return last
-    steps = sorted((folder / "checkpoints").glob("step=*.ckpt"))
-    return steps[-1] if steps else None
+    """Return the whole checkpoint of the latest step in a run folder."""
+    found = steps_saved(folder / "checkpoints")
+    return found[-1] if found else None
 
 
-def place_for(config: RunConfig) -> Place:
-    """Decide the folder of a run, and where it resumes; raise ConfigError for a folder that is taken or not there."""
-    root = Path(config.run.root).expanduser().absolute()
-    resume = config.run.resume
-    if resume is None:
-        folder = root / (config.run.name or _new_name(config))
-        if config.run.name and folder.exists():
-            raise ConfigError(f"run.name: {folder} exists already; choose another name, or run.resume=auto to go on with it")
-        return Place(folder)
-    if resume == "auto":
-        return _unfinished(config, root)
-    path = Path(resume).expanduser().absolute()
-    if path.is_dir():
-        found = newest_checkpoint(path)
-        if found is None:
-            raise ConfigError(f"run.resume: {path} holds no checkpoint; name a run folder, a .ckpt file, or auto")
-        return Place(path, found)
-    if not path.is_file():
-        raise ConfigError(f"run.resume: {path} does not exist; name a run folder, a .ckpt file, or auto")
-    return Place(path.parent.parent if path.parent.name == "checkpoints" else root / (config.run.name or _new_name(config)), path)
+def run_of(path: Path) -> Path | None:
+    """Return the run folder that `path`, a folder or a checkpoint file, belongs to."""
+    folder = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
+    return folder if (folder / SETTINGS).is_file() else None
 
 
-def _new_name(config: RunConfig) -> str:
-    what = config.experiment or config.method
-    optim = config.choices.get("optim", "optim")
-    return f"{what}-{optim}-s{config.run.seed}-{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
+def claim(folder: Path) -> IO[str]:
+    """Make a run folder and take it for this process until it ends, however it ends; ConfigError if another trains there.
+
+    The system frees the lock when the process dies, and workers that outlive it do not hold it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ConfigError(f"run.resume: {folder} is being trained by another process; wait for its end, or start a new run") from None
+    return file
 
 
-def _unfinished(config: RunConfig, root: Path) -> Place:
-    """Find the newest run with the same settings that has not finished; none: a new folder."""
-    wanted = fingerprint(config)
-    folders = [root / config.run.name] if config.run.name else sorted(root.glob("*"))
-    found: list[tuple[float, Path]] = []
-    for folder in folders:
-        record = read_record(folder)
-        if record.get("fingerprint") == wanted and (config.run.name or record.get("status") != "finished"):
-            found.append((record["started"][-1]["time"], folder))
-    if found:
-        folder = max(found)[1]
-        return Place(folder, newest_checkpoint(folder))
-    if config.run.name and (root / config.run.name).exists():
-        raise ConfigError(f"run.resume: {root / config.run.name} was made with other settings; compare its config.yaml, or choose another run.name")
-    return Place(root / (config.run.name or _new_name(config)))
+def never_began(folder: Path) -> bool:
+    """Tell whether a folder is that of a run of which no step has left a trace."""
+    return (folder / RECORD).exists() and not (folder / "metrics.csv").exists() and newest_checkpoint(folder) is None
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -105,20 +80,20 @@ def read_record(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def start_record(config: RunConfig, place: Place, command: list[str]) -> None:
+def start_record(config: RunConfig, folder: Path, step: int, command: list[str]) -> None:
     """Write config.yaml and run.json; a resumed run adds a start to the list."""
-    place.folder.mkdir(parents=True, exist_ok=True)
-    record = read_record(place.folder)
-    commit, dirty = _git()
+    record = read_record(folder)
+    commit, dirty = _git(Path(__file__).resolve())
     start = {
-        "time": datetime.datetime.now().timestamp(), "command": command, "host": socket.gethostname(), "python": platform.python_version(),
-        "from_step": place.step, "git_commit": commit, "git_dirty": dirty, "packages": {name: _version(name) for name in PACKAGES},
+        "time": datetime.datetime.now().timestamp(), "command": command, "folder": os.getcwd(), "host": socket.gethostname(),
+        "python": platform.python_version(), "from_step": step, "git_commit": commit, "git_dirty": dirty,
+        "packages": {name: _version(name) for name in PACKAGES},
     }
     record.update(status="running", fingerprint=fingerprint(config), method=config.method, seed=config.run.seed)
     record.setdefault("started", []).append(start)
-    if not (place.folder / "config.yaml").exists():
-        _write(place.folder / "config.yaml", to_yaml(config))
-    _write(place.folder / RECORD, json.dumps(record, indent=1))
+    anew = dataclasses.replace(config, run=dataclasses.replace(config.run, resume=None))  # so that the file starts a run, too
+    _write(folder / SETTINGS, to_yaml(anew))
+    _write(folder / RECORD, json.dumps(record, indent=1))
 
 
 def end_record(folder: Path, status: str, results: dict[str, float]) -> None:
@@ -129,7 +104,7 @@ def end_record(folder: Path, status: str, results: dict[str, float]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + PART)
     part.write_text(text)
     os.replace(part, path)
 
@@ -141,18 +116,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git() -> tuple[str | None, bool | None]:
-    """Return the commit of the source tree that runs, and whether it has changes; None when it is not in git."""
-    source = Path(__file__).resolve().parent
+def _git(source: Path) -> tuple[str | None, bool | None]:
+    """Return the commit of the tree that the file `source` is in, and whether the tree has changes; None when it is not in git."""
 
     def ask(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(["git", "-C", str(source.parent), *words], capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    if ask("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is None:
+    if ask("ls-files", "--error-unmatch", str(source)) is None:
         return None, None
     status = ask("status", "--porcelain")
     return ask("rev-parse", "HEAD"), None if status is None else bool(status)

@@ -1,10 +1,14 @@
 """fivefold train: compose, build, fit, and say what came out."""
 
+import shutil
+import sys
 import time
-from pathlib import Path
 
+from datamodules.text import DataError
 from pipelines import describe
 from pipelines.config import ConfigError, compose, split_flags
+from pipelines.resume import Place, place_for, way_on, with_settings_of_run
+from pipelines.runs import claim, command_line, end_record, never_began, start_record
 from pipelines.schema import RunConfig
 
 FLAGS = ("--help", "--cfg", "--dry-run")
@@ -13,65 +17,85 @@ FLAGS = ("--help", "--cfg", "--dry-run")
 def run(argv: list[str]) -> int:
     """Train as the words in `argv` say; exit status 0, or 130 after an interruption that saved a checkpoint."""
     flags, words = split_flags(argv, FLAGS)
+    words = with_settings_of_run(words)
     if describe.answer(flags, words):
         return 0
     config = compose(words)
-    return dry_run(config) if "--dry-run" in flags else train(config)
+    if "--dry-run" in flags:
+        return dry_run(config)
+    return try_out(config) if config.trainer.fast_dev_run else train(config)
 
 
 def train(config: RunConfig) -> int:
     """Fit a new or resumed run and write its record, results and picture."""
-    from pipelines.runs import command_line, end_record, place_for, start_record
-
     place = place_for(config)
-    if place.checkpoint and config.trainer.max_steps > 0 and place.step >= config.trainer.max_steps:
-        raise ConfigError(f"trainer.max_steps: {place.folder.name} has trained {place.step} steps already; give more than that to go on")
-    if config.run.resume == "auto" and not place.checkpoint:
-        print(f"nothing to resume under {place.folder.parent}: starting from step 0")
-    start_record(config, place, command_line())
-    print(f"run folder: {place.folder}" + (f" (resumed at step {place.step})" if place.checkpoint else ""))
+    lock = claim(place.folder)
+    start_record(config, place.folder, place.step, command_line())
+    for note in place.notes:
+        print(note)
+    print(f"run folder: {place.folder}" + (f" (resumed at step {place.step})" if place.checkpoint else ""), flush=True)
     began = time.monotonic()
     try:
-        results, status = _fit(config, place.folder, place.checkpoint, place.step)
+        results, status = _fit(config, place)
+    except SystemExit:  # how Lightning passes a Ctrl-C on
+        _give_up(place, KeyboardInterrupt())
+        raise KeyboardInterrupt from None
     except BaseException as error:
-        end_record(place.folder, "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed", {})
+        _give_up(place, error)
         raise
+    finally:
+        lock.close()
     results["seconds"] = time.monotonic() - began
     end_record(place.folder, status, results)
     describe.results_table(results, place.folder, status)
+    if status != "finished":
+        print(way_on(place.folder))
     return 0 if status == "finished" else 130
 
 
-def _fit(config: RunConfig, folder: Path, checkpoint: Path | None, step: int) -> tuple[dict[str, float], str]:
+def _give_up(place: Place, error: BaseException) -> None:
+    """Record a run that ended too early; one that could not even begin, because of the user's words or data, leaves no folder."""
+    if isinstance(error, ConfigError | DataError) and never_began(place.folder):
+        shutil.rmtree(place.folder)
+        return
+    stopped = isinstance(error, KeyboardInterrupt)
+    end_record(place.folder, "interrupted" if stopped else "failed", {})
+    note = way_on(place.folder)
+    if stopped:
+        print(note, file=sys.stderr)
+    elif note:
+        error.add_note(note)
+
+
+def _fit(config: RunConfig, place: Place) -> tuple[dict[str, float], str]:
     """Run Lightning; return the last validation figures and how the run ended."""
     from pipelines.build import build
-    from pipelines.callbacks import Interrupt
+    from pipelines.checkpoints import Interrupted
     from pipelines.pictures import draw_loss
+    from pipelines.tracking import close_wandb
 
-    built = build(config, folder, step)
-    trainer = built.trainer
-    trainer.fit(built.module, datamodule=built.data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-    interrupt = next(c for c in trainer.callbacks if isinstance(c, Interrupt))  # type: ignore[attr-defined]
-    results: dict[str, float] = {"step": trainer.global_step}
-    if interrupt.saved is None:
-        if config.checkpoint.save_last and not config.trainer.fast_dev_run:
-            trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
-        if built.record.validated_step != trainer.global_step and config.trainer.limit_val_batches != 0:
-            trainer.validate(built.module, datamodule=built.data, verbose=False)
-        results.update(built.record.metrics)
-    draw_loss(folder / "metrics.csv", folder / "loss.png")
-    _close_wandb(trainer.loggers, folder)
-    return results, "interrupted" if interrupt.saved else "finished"
+    built = build(config, place.folder)
+    trainer, picture, failed = built.trainer, place.folder / "loss.png", True
+    try:
+        trainer.fit(built.module, datamodule=built.data, ckpt_path=place.checkpoint, weights_only=True if place.checkpoint else None)
+        built.validate_if_needed()
+        failed = False
+    except Interrupted:
+        return {"step": trainer.global_step}, "interrupted"
+    finally:
+        draw_loss(place.folder / "metrics.csv", picture)
+        close_wandb(built.loggers, picture, failed)
+    return {"step": trainer.global_step, **built.record.metrics}, "finished"
 
 
-def _close_wandb(loggers: list, folder: Path) -> None:
-    from lightning.pytorch.loggers import WandbLogger
+def try_out(config: RunConfig) -> int:
+    """Take one batch of training and of validation, and write nothing."""
+    from pipelines.build import build
 
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            if (folder / "loss.png").exists():
-                logger.log_image("loss", [str(folder / "loss.png")])
-            logger.experiment.finish()
+    built = build(config, None)
+    built.trainer.fit(built.module, datamodule=built.data)
+    print("one batch was trained on and one validated; nothing was written")
+    return 0
 
 
 def dry_run(config: RunConfig) -> int:

@@ -4,20 +4,28 @@ A method called NAME brings configs/method/NAME.yaml and configs/experiment/NAME
 """
 
 import json
-import re
+import shutil
 
 import pytest
-import torch
 
-from pipelines.catalog import choices_of
+from pipelines.catalog import choices_of, path_of
 from pipelines.config import compose
+from pipelines.runs import steps_saved
+from tests.exactness import assert_same, rows, state
 
 METHODS = choices_of("method")
 
 
-def figures(text):
-    """Read the metrics out of a printed table of results."""
-    return dict(re.findall(r"(val/\S+)\s+([-+.\d]+)", text))
+@pytest.fixture
+def words(request, tmp_path, cache):
+    """Words of a run of eight steps, called `whole`, with a checkpoint after every third."""
+    return ["train", f"experiment={request.param}_debug", f"run.root={tmp_path}", "run.name=whole", f"data.cache={cache}",
+            "trainer.threads=1", "trainer.max_steps=8", "trainer.log_every_n_steps=1", "checkpoint.every_n_steps=3", "checkpoint.keep=-1"]
+
+
+def figures(done):
+    """Read the metrics of validation out of the table of results."""
+    return [line.split() for line in done.stdout.splitlines() if line.startswith("val/")]
 
 
 def test_there_is_a_debug_experiment_for_each_method():
@@ -27,36 +35,48 @@ def test_there_is_a_debug_experiment_for_each_method():
 
 @pytest.mark.parametrize("experiment", choices_of("experiment"))
 def test_every_experiment_composes(experiment):
-    config = compose([f"experiment={experiment}"])
+    own_text = ["data.root=somewhere"] if "source: files" in path_of("experiment", experiment).read_text() else []
+    config = compose([f"experiment={experiment}", *own_text])
     assert config.experiment == experiment
     assert config.method in METHODS
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_method_fits_checkpoints_resumes_and_evaluates(method, fivefold, tmp_path, cache):
-    words = ["train", f"experiment={method}_debug", f"run.root={tmp_path}", "run.name=contract", f"data.cache={cache}"]
-    first = fivefold(*words, "trainer.max_steps=5", "checkpoint.every_n_steps=2", "checkpoint.save_last=false")
-    assert first.returncode == 0, first.stderr
-    folder = tmp_path / "contract"
-    assert {p.name for p in folder.iterdir()} >= {"config.yaml", "run.json", "metrics.csv", "checkpoints", "loss.png"}
+@pytest.mark.parametrize("words", METHODS, indirect=True)
+def test_a_method_fits_records_its_run_and_evaluates_to_the_same_figures(words, here, tmp_path):
+    done = here(*words)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "whole"
+    assert {path.name for path in folder.iterdir()} >= {"config.yaml", "run.json", "metrics.csv", "checkpoints", "loss.png"}
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
-
-    second = fivefold("train", f"experiment={method}_debug", f"run.root={tmp_path}", f"run.resume={folder}", f"data.cache={cache}",
-                      "trainer.max_steps=8", "checkpoint.every_n_steps=2")
-    assert second.returncode == 0, second.stderr
-    assert "resumed at step 4" in second.stdout
-    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
-
-    evaluated = fivefold("evaluate", f"run={folder}")
+    assert [int(row["step"]) for row in rows(folder)] == list(range(8))
+    assert all("train/loss" in row for row in rows(folder))
+    evaluated = here("evaluate", f"run={folder}")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert figures(evaluated.stdout)
-    assert figures(evaluated.stdout) == figures(second.stdout.rpartition("step 8")[2])
+    assert figures(evaluated)
+    assert figures(evaluated) == figures(done)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_dry_run_prints_the_plan_and_writes_nothing(method, fivefold, tmp_path, cache):
-    done = fivefold("train", f"experiment={method}_debug", f"run.root={tmp_path / 'runs'}", f"data.cache={cache}", "--dry-run")
+@pytest.mark.parametrize("words", METHODS, indirect=True)
+def test_a_method_that_lost_its_last_steps_makes_them_again_bit_for_bit(words, here, tmp_path):
+    whole = here(*words)
+    assert whole.returncode == 0, whole.stderr
+    broken = shutil.copytree(tmp_path / "whole", tmp_path / "broken", symlinks=True)
+    for path in steps_saved(broken / "checkpoints")[1:]:
+        path.unlink()
+    record = json.loads((broken / "run.json").read_text())
+    (broken / "run.json").write_text(json.dumps({**record, "status": "running"}))  # as a kill would have left it
+    resumed = here(*[word.replace("=whole", "=broken") for word in words], "run.resume=auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed at step 3)" in resumed.stdout
+    assert_same(state(tmp_path / "whole"), state(broken))
+    assert rows(tmp_path / "whole") == rows(broken)
+    assert figures(whole) == figures(resumed)
+
+
+@pytest.mark.parametrize("words", METHODS, indirect=True)
+def test_a_dry_run_prints_the_plan_and_writes_nothing(words, here, tmp_path):
+    done = here(*words, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "optimizer state" in done.stdout
     assert "% saved" in done.stdout
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "whole").exists()

@@ -1,10 +1,17 @@
 """LLaMA language models of the sizes in the Fira paper (Table 7 and its shipped configurations), built with transformers."""
 
+import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel  # takes a second to import, and only LoRA needs it
 
 
 @dataclass(frozen=True)
@@ -40,20 +47,45 @@ def new_llama(size: str, vocab_size: int, max_positions: int, eos_token_id: int 
     ))
 
 
-def load_pretrained(name: str, vocab_size: int) -> nn.Module:
-    """Load a causal language model from a hub name or a folder, in float32.
+def load_pretrained(name: str, vocab_size: int, block_size: int, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a causal language model from a hub name or a folder.
 
-    Raises ValueError when the tokenizer has ids that the model's embedding lacks.
+    Raises ValueError for a model that cannot be loaded, or whose embedding or positions are too few for the data.
     """
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_cache=False)
+    folder = Path(name).expanduser()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else name, dtype=dtype, use_cache=False)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"module.pretrained: {name} cannot be loaded ({reason}); give a model's folder, or its name on the Hub") from error
     rows = model.get_input_embeddings().num_embeddings
-    if vocab_size > rows:
-        raise ValueError(f"module.pretrained: {name} has {rows} embeddings but the tokenizer has {vocab_size} ids; set data.tokenizer={name}")
+    if vocab_size > rows:  # type: ignore[operator]
+        raise ValueError(f"module.pretrained: {name} has {rows} embeddings but the tokenizer has {vocab_size} ids; "
+                         f"set data.tokenizer={name}")
+    positions = getattr(model.config, "max_position_embeddings", block_size)
+    if block_size > positions:
+        raise ValueError(f"data.block_size: {name} was made for {positions} positions, not {block_size}; set data.block_size={positions}")
     return model
 
 
-def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float, targets: list[str]) -> nn.Module:
-    """Freeze `model` and add trainable low-rank factors to the linear layers whose names end in `targets` (LoRA, Hu et al. 2021, Eq. 3)."""
+def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float, targets: list[str]) -> "PeftModel":
+    """Freeze `model` and add trainable low-rank factors to the linear layers whose names end in `targets` (LoRA, Hu et al. 2021, Eq. 3).
+
+    Raises ValueError for a target that no linear layer has.
+    """
     from peft import LoraConfig, get_peft_model
 
+    linear = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    for target in targets:
+        if target.rpartition(".")[2] not in linear:
+            raise ValueError(f"module.lora.targets: no linear layer is called {target}; choose from {', '.join(sorted(linear))}")
+    # peft annotates lora_alpha as int, and divides by the rank all the same
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"))  # type: ignore[arg-type]
+
+
+def require_compiler() -> None:
+    """Raise ValueError if torch.compile could not work here, for want of a C++ compiler."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ValueError(f"module.compile: needs a C++ compiler, and {compiler} is not found; "
+                         "install it (apt install g++), or set module.compile=false")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import SumMetric
 
 from lightning_modules.base import MethodModule, OptimizerFactory
-from lightning_modules.fira.llama import add_lora, load_pretrained, new_llama
+from lightning_modules.fira.llama import add_lora, load_pretrained, new_llama, require_compiler
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,17 @@ class FiraModule(MethodModule):
     def __init__(self, config: FiraModuleConfig, optimizer: OptimizerFactory) -> None:
         super().__init__(config, optimizer)
         self.model: Any = None  # made in configure_model, when the data knows its vocabulary
-        self.val_nll = SumMetric().set_dtype(torch.float64)
-        self.val_tokens = SumMetric().set_dtype(torch.float64)
+        self.val_nll = SumMetric(nan_strategy="disable")
+        self.val_tokens = SumMetric(nan_strategy="disable")
         self._flops: int | None = None
+        self.strict_loading = not self.is_adapter  # Lightning then accepts checkpoints without the frozen weights
+        if config.compile:
+            require_compiler()
+
+    @property
+    def is_adapter(self) -> bool:
+        """Tell whether only factors beside a pretrained model are trained."""
+        return bool(self.config.pretrained and self.config.lora.rank)
 
     def configure_model(self) -> None:
         """Build the network; called by Lightning on every process, more than once."""
@@ -72,7 +80,7 @@ class FiraModule(MethodModule):
             return
         config, data = self.config, self.trainer.datamodule  # type: ignore[attr-defined]
         if config.pretrained:
-            model = load_pretrained(config.pretrained, data.vocab_size)
+            model: Any = load_pretrained(config.pretrained, data.vocab_size, data.block_size, self._dtype_of_weights())
         else:
             model = new_llama(config.size, data.vocab_size, data.block_size, data.eos_token_id)
         if config.gradient_checkpointing:
@@ -83,6 +91,21 @@ class FiraModule(MethodModule):
         if config.compile:
             model.compile()
         self.model = self.shard(model.train(), [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())])
+
+    def _dtype_of_weights(self) -> torch.dtype:
+        """Keep weights that never change in the type that mixed precision multiplies them in; peft makes the factors float32."""
+        short = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.trainer.precision) if self.is_adapter else None
+        return short or torch.get_default_dtype()  # the default is what trainer.precision asks for
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move or cast as asked, but keep rotary frequencies in float32: rounded to bfloat16 they turn tokens into other positions."""
+        kept = {name: b for name, b in self.named_buffers() if name.endswith("inv_freq")}
+        super()._apply(fn, recurse)
+        for name, frequencies in kept.items():
+            owner, _, leaf = name.rpartition(".")
+            rotary = self.get_submodule(owner)
+            setattr(rotary, leaf, frequencies.to(getattr(rotary, leaf).device))
+        return self
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return the logits (B, T, V) of the token after each of `input_ids` (B, T)."""
@@ -106,27 +129,39 @@ class FiraModule(MethodModule):
         self.val_nll.update(total.double())
         self.val_tokens.update(tokens.double())
 
+    def on_validation_epoch_start(self) -> None:
+        for metric in (self.val_nll, self.val_tokens):
+            metric.set_dtype(torch.float64)  # here, because bf16-true casts the sums along with the weights
+            metric.reset()
+
     def on_validation_epoch_end(self) -> None:
         loss = (self.val_nll.compute() / self.val_tokens.compute()).item()
-        self.val_nll.reset()
-        self.val_tokens.reset()
         tokens_per_byte = self.trainer.datamodule.tokens_per_byte  # type: ignore[attr-defined]
         self.log("val/loss", loss)
         self.log("val/perplexity", math.exp(min(loss, 700.0)), prog_bar=True)
         self.log("val/byte_perplexity", math.exp(min(loss * tokens_per_byte, 700.0)))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only the factors of an adapter: the model that they belong to stays where it came from."""
+        if self.is_adapter:
+            trained = {name for name, p in self.named_parameters() if p.requires_grad}
+            checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+
     @property
     def flops_per_batch(self) -> int:
-        """Floating-point operations of one training batch, counted by Lightning on a copy without memory."""
+        """Floating-point operations of one training batch on this process: forward and backward, nothing recomputed."""
         if self._flops is None:
             self._flops = self._count_flops()
         return self._flops
 
     def _count_flops(self) -> int:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        """Let Lightning count on a copy without memory, with a mask: the model would look for one in values that are not there."""
+        data, lora = self.trainer.datamodule, self.config.lora  # type: ignore[attr-defined]
+        network = self.model.get_base_model() if lora.rank else self.model
         with torch.device("meta"):
-            model = type(self.model)(self.model.config) if not self.config.lora.rank else None
+            copy = type(network)(network.config)
+            if lora.rank:
+                copy = add_lora(copy, lora.rank, lora.alpha, lora.dropout, lora.targets)
             tokens = torch.zeros(data.batch_size, data.block_size, dtype=torch.long)
-        if model is None:  # LoRA: forward, and backward through frozen weights, by the usual count of 4 a parameter and token
-            return 4 * sum(p.numel() for p in self.model.parameters()) * tokens.numel()
-        return measure_flops(model, lambda: model(input_ids=tokens).logits, lambda logits: logits.float().sum())
+            mask = torch.zeros(1, 1, data.block_size, data.block_size)
+        return measure_flops(copy, lambda: copy(input_ids=tokens, attention_mask=mask).logits, torch.Tensor.sum)

@@ -1,6 +1,7 @@
 """The LLaMA of the paper's sizes, and what the module says about its loss."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,11 +11,16 @@ from lightning_modules.fira.llama import SIZES, new_llama
 from lightning_modules.fira.module import FiraModule, FiraModuleConfig, LoraSection
 
 
+def random_batch(rows, tokens=16):
+    block = torch.randint(97, (rows, tokens + 1))
+    return {"input_ids": block[:, :-1], "labels": block[:, 1:]}
+
+
 def module_with(config, **data):
     """Build a module as Lightning would, around data that only has the properties asked for."""
     facts = {"vocab_size": 97, "block_size": 16, "batch_size": 2, "eos_token_id": 0, "tokens_per_byte": 0.25, **data}
     module = FiraModule(config, optimizer=None)
-    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(**facts))
+    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(**facts), precision="32-true")
     module.configure_model()
     return module
 
@@ -41,7 +47,7 @@ def test_the_loss_is_the_mean_negative_log_probability_of_the_next_token():
     logits = module(block[:, :-1]).double()
     by_hand = [-torch.log_softmax(logits[b, t], 0)[labels[b, t]] for b in range(2) for t in range(16) if labels[b, t] >= 0]
     assert tokens == len(by_hand) == 27
-    assert float(total) == pytest.approx(float(sum(by_hand)), rel=1e-5)
+    assert total.item() == pytest.approx(sum(by_hand).item(), rel=1e-5)
 
 
 def test_a_token_sees_no_later_token():
@@ -59,6 +65,7 @@ def test_validation_weighs_tokens_equally_and_converts_to_bytes():
     logged = {}
     module.log = lambda name, value, **_: logged.update({name: float(value)})
     total = count = 0.0
+    module.on_validation_epoch_start()
     for used in (16, 3):
         block = torch.randint(97, (2, 17))
         labels = block[:, 1:].clone()
@@ -108,10 +115,56 @@ def test_a_saved_model_folder_can_be_fine_tuned_and_a_larger_tokenizer_is_refuse
         module_with(FiraModuleConfig(pretrained=str(tmp_path)), vocab_size=98)
 
 
-def test_flops_are_six_a_weight_and_token_plus_attention():
+def test_a_model_that_is_not_there_or_too_short_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"^module\.pretrained: \S+ cannot be loaded [^\n]*; give a model's folder, or its name"):
+        module_with(FiraModuleConfig(pretrained=str(tmp_path)))
+    module_with(FiraModuleConfig(size="debug")).model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^data\.block_size: \S+ was made for 16 positions, not 32; set data\.block_size=16$"):
+        module_with(FiraModuleConfig(pretrained=str(tmp_path)), block_size=32)
+
+
+def test_a_lora_target_without_a_layer_is_refused_with_the_names_there_are():
+    with pytest.raises(ValueError, match=r"^module\.lora\.targets: no linear layer is called query; choose from .*q_proj"):
+        module_with(FiraModuleConfig(size="debug", lora=LoraSection(rank=4, targets=["v_proj", "query"])))
+
+
+def test_compiling_without_a_compiler_is_refused_before_any_work(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"^module\.compile: needs a C\+\+ compiler, and no-such-compiler is not found"):
+        FiraModule(FiraModuleConfig(compile=True), optimizer=None)
+
+
+def test_validation_does_not_hide_a_loss_that_is_not_a_number():
     module = module_with(FiraModuleConfig(size="debug"))
+    logged = {}
+    module.log = lambda name, value, **_: logged.update({name: float(value)})
+    for broken in (False, True):
+        if broken:
+            module.model.lm_head.weight.data.fill_(math.nan)
+        module.on_validation_epoch_start()
+        with torch.no_grad():
+            module.validation_step(random_batch(2), 0)
+        module.on_validation_epoch_end()
+        assert math.isnan(logged["val/perplexity"]) == broken
+
+
+def test_flops_are_six_a_weight_and_token_plus_attention():
+    module = module_with(FiraModuleConfig(size="debug", gradient_checkpointing=True))
+    weights = sum(layer.weight.numel() for layer in linear_layers(module))
+    attention = 3 * SIZES["debug"].layers * 2 * (2 * 16 * 16 * 64)  # forward and twice backward: two products a layer and sequence of 2
+    assert module.flops_per_batch == 6 * weights * 2 * 16 + 2 * attention
+
+
+def test_flops_of_lora_leave_out_the_gradients_of_frozen_weights():
+    plain = module_with(FiraModuleConfig(size="debug"))
+    lora = module_with(FiraModuleConfig(size="debug", lora=LoraSection(rank=4)))
     tokens = 2 * 16
-    embedding = module.model.get_input_embeddings().weight.numel()
-    weights = sum(p.numel() for p in module.parameters() if p.ndim == 2) - embedding
-    assert module.flops_per_batch == pytest.approx(6 * weights * tokens, rel=0.1)
-    assert module.flops_per_batch > 6 * weights * tokens * 0.99
+    frozen = sum(layer.weight.numel() for layer in linear_layers(plain))
+    factors = sum(p.numel() for p in lora.parameters() if p.requires_grad)
+    queries_keys_values = re.compile(r"layers\.0\.self_attn\.[qkv]_proj\.(base_layer|lora_A\.default)\.weight")
+    first = [p.numel() for name, p in lora.named_parameters() if queries_keys_values.search(name)]  # nothing trainable lies before these
+    assert plain.flops_per_batch - lora.flops_per_batch == 2 * frozen * tokens - 6 * factors * tokens + 2 * sum(first) * tokens
+
+
+def linear_layers(module):
+    return [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]

@@ -1,0 +1,160 @@
+"""Checkpoints: written whole or not at all, at moments from which a run goes on exactly, and on Ctrl-C or SIGTERM."""
+
+import copy
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from pipelines.runs import LAST, PART, steps_saved
+from pipelines.schema import CheckpointSection
+from pipelines.tracking import MetricsFile
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and did so after saving a checkpoint."""
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Write a checkpoint beside its final name and rename it there: whatever happens, a file under that name is whole.
+
+    Lightning's own writer fills the temporary folder first; from another file system the file is then copied, not renamed,
+    and a crash of the machine may leave a name without content.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        final = Path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        part = final.with_name(final.name + PART)
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, final)
+        finally:
+            part.unlink(missing_ok=True)
+        _sync(final.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Checkpoints(Callback):
+    """Save after every n-th optimizer step, when training ends, and when a signal asks for an end.
+
+    Lightning's ModelCheckpoint saves in the middle of a step: before its metrics are written, and before or after its validation as
+    it happens, so a resumed run has gaps. Here the position of the loops is noted when a step ends, the one place from which
+    Lightning restarts exactly, and the file is written when the next step begins: after the metrics and validation of the step.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointSection) -> None:
+        self.folder, self.config = folder, config
+        self.requested: int | None = None  # signal that asked for an end
+        self._previous: dict[int, Any] = {}
+        self._process = os.getpid()
+        self._position: dict[str, Any] = {}  # of the loops after the last optimizer step
+        self._rows = 0  # steps whose metrics are in metrics.csv
+        self._saved = 0  # step of the newest checkpoint
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self._rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._rows = state_dict["rows"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            for left in self.folder.glob(f"*{PART}"):  # by a process that was killed while it wrote
+                left.unlink()
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.rewind(self._rows)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved = trainer.global_step
+        loop = trainer.fit_loop
+        if loop._combined_loader_states_to_load and loop._combined_loader is not None:  # loaders that were set up too early, see base.py
+            loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
+            loop._combined_loader_states_to_load = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._request)
+
+    def _request(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:
+            return  # a worker of the data loader: its parent will stop it
+        if self.requested is not None:
+            raise KeyboardInterrupt
+        self.requested = number
+        sys.stderr.write("\ninterrupted: saving a checkpoint at the end of this step (once more: stop at once, without saving)\n")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.fit_loop._should_accumulate():
+            return  # gradients of half an accumulation window are in no checkpoint
+        self._position = copy.deepcopy(trainer.fit_loop.state_dict())
+        self._rows = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        between_steps = self._position and trainer.fit_loop.total_batch_idx == self._position["epoch_loop.batch_progress"]["total"]["ready"]
+        if not between_steps:
+            return
+        if self.requested is not None or self._is_due(trainer):
+            self._save(trainer)
+        if self.requested is not None:
+            raise Interrupted
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        every = self.config.every_n_steps
+        return trainer.global_step // every > self._saved // every
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_signals()
+        if self._position and (self.config.save_last or self._is_due(trainer)):
+            self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore_signals()
+
+    def _restore_signals(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.global_step == self._saved:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        path = self.folder / f"step={trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
+        self._saved = trainer.global_step
+        if trainer.is_global_zero:
+            _call_last(path)
+            self._forget_old()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["loops"]["fit_loop"] = self._position
+
+    def _forget_old(self) -> None:
+        if self.config.keep >= 0:
+            for path in steps_saved(self.folder)[: -1 - self.config.keep]:
+                path.unlink()
+
+
+def _call_last(path: Path) -> None:
+    """Let the name last.ckpt stand for `path`."""
+    link = path.with_name(LAST + PART)
+    link.symlink_to(path.name)
+    os.replace(link, path.with_name(LAST))

@@ -1,0 +1,39 @@
+"""What two runs must have in common to be called the same."""
+
+import csv
+
+import torch
+
+
+def state(folder):
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return {"weights": checkpoint["state_dict"], "optimizer": checkpoint["optimizer_states"], "schedule": checkpoint["lr_schedulers"],
+            "step": checkpoint["global_step"], "loops": checkpoint["loops"]["fit_loop"]["state_dict"]}
+
+
+def assert_same(one, two, path="checkpoint"):
+    assert type(one) is type(two), path
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == two.dtype, path
+        assert torch.equal(one, two), path
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), path
+        for key in one:
+            assert_same(one[key], two[key], f"{path}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), path
+        for number, (a, b) in enumerate(zip(one, two)):
+            assert_same(a, b, f"{path}.{number}")
+    else:
+        assert one == two, path
+
+
+def rows(folder):
+    """Read metrics.csv without the columns that measure time."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if value and "per_sec" not in key} for row in csv.DictReader(file)]
+
+
+def latest(words):
+    """Keep the later of two words for the same key."""
+    return list({word.partition("=")[0]: word for word in words}.values())
