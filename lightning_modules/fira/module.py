@@ -121,7 +121,7 @@ class FiraModule(MethodModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         total, tokens = self.nll(batch)
         loss = total / tokens
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -137,9 +137,9 @@ class FiraModule(MethodModule):
     def on_validation_epoch_end(self) -> None:
         loss = (self.val_nll.compute() / self.val_tokens.compute()).item()
         tokens_per_byte = self.trainer.datamodule.tokens_per_byte  # type: ignore[attr-defined]
-        self.log("val/loss", loss)
-        self.log("val/perplexity", math.exp(min(loss, 700.0)), prog_bar=True)
-        self.log("val/byte_perplexity", math.exp(min(loss * tokens_per_byte, 700.0)))
+        self.log("val/loss", loss, sync_dist=True)
+        self.log("val/perplexity", math.exp(min(loss, 700.0)), prog_bar=True, sync_dist=True)
+        self.log("val/byte_perplexity", math.exp(min(loss * tokens_per_byte, 700.0)), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the factors of an adapter: the model that they belong to stays where it came from."""
