@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
+from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -41,6 +43,15 @@ class MethodModule(LightningModule):
         super().__init__()
         self.config = config
         self.optimizer = optimizer
+
+    def shard(self, network: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
+        """Spread a network's weights by rows where the strategy is FSDP2, each of `blocks` gathered on its own; else leave it."""
+        if self.device_mesh is not None:
+            mesh = self.device_mesh["data_parallel"]
+            for block in blocks:
+                fully_shard(block, mesh=mesh)
+            fully_shard(network, mesh=mesh)
+        return network
 
     def configure_optimizers(self) -> Any:
         """Give Lightning one optimizer over all trainable parameters, its schedule stepping with it."""

@@ -19,6 +19,7 @@ from pipelines.checkpoints import Checkpoints, WholeFiles
 from pipelines.logs import set_up_logs
 from pipelines.progress import progress_bar
 from pipelines.schema import Component, RunConfig
+from pipelines.strategies import make_strategy
 from pipelines.tracking import MetricsFile, wandb_logger, wandb_mode
 
 
@@ -59,7 +60,7 @@ def make_trainer(config: RunConfig, folder: Path | None, record: RunRecord, logg
     t = config.trainer
     every = t.val_every_n_steps
     return Trainer(
-        accelerator=t.accelerator, devices=t.devices, num_nodes=t.num_nodes, precision=t.precision, strategy="auto",
+        accelerator=t.accelerator, devices=t.devices, num_nodes=t.num_nodes, precision=t.precision, strategy=make_strategy(config),
         max_steps=t.max_steps, max_epochs=t.max_epochs if t.max_epochs is not None else -1, max_time=t.max_time,
         accumulate_grad_batches=t.accumulate_grad_batches, gradient_clip_val=t.gradient_clip_val,
         val_check_interval=every * t.accumulate_grad_batches if every else None,

@@ -128,9 +128,10 @@ class Checkpoints(Callback):
         between_steps = self._position and trainer.fit_loop.total_batch_idx == self._position["epoch_loop.batch_progress"]["total"]["ready"]
         if not between_steps:
             return
-        if self.requested is not None or self._is_due(trainer):
+        end = trainer.strategy.reduce_boolean_decision(self.requested is not None, all=False)  # a signal may have reached one process only
+        if end or self._is_due(trainer):
             self._save(trainer)
-        if self.requested is not None:
+        if end:
             raise Interrupted
 
     def _is_due(self, trainer: Trainer) -> bool:

@@ -17,7 +17,7 @@ def run(argv: list[str]) -> int:
               "Validates the newest checkpoint of a run, or the one named, on the run's own data.")
         return 0
     folder, checkpoint, overrides = _sort(words)
-    config = from_yaml(folder / SETTINGS, overrides)
+    config = from_yaml(folder / SETTINGS, [*_alone(overrides), *overrides])
     found = checkpoint or newest_checkpoint(folder)
     if found is None:
         raise ConfigError(f"run: {folder} holds no checkpoint yet")
@@ -27,6 +27,12 @@ def run(argv: list[str]) -> int:
     built.trainer.validate(built.module, datamodule=built.data, ckpt_path=found, weights_only=True, verbose=False)
     describe.results_table({"step": step_of(found), **built.record.metrics}, folder, f"evaluated {found.name}")
     return 0
+
+
+def _alone(words: list[str]) -> list[str]:
+    """Evaluate on one process unless the words say otherwise: a checkpoint is the same whatever strategy wrote it."""
+    chosen = any(word.startswith(("strategy", "trainer.devices", "trainer.num_nodes")) for word in words)
+    return [] if chosen else ["strategy=single", "trainer.devices=1", "trainer.num_nodes=1"]
 
 
 def _sort(words: list[str]) -> tuple[Path, Path | None, list[str]]:

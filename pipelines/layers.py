@@ -57,6 +57,9 @@ def stack(words: Words) -> Stack:
     for layer in (named, top):
         if (other := layer.defaults.get("method", method)) != method:
             raise ConfigError(f"method={method}: {layer.origin} is a setting of method {other}. Leave one of the two out")
+    for group in words.choices.keys() & SECTIONS.keys():  # strategy=ddp means its name as well, whatever a saved run says
+        for layer in (named, top):
+            layer.sections.get(group, {}).pop("name", None)
     proposers = [base, named, top, Layer("command line", "", defaults=words.choices)]
     choices, groups = {"method": method, **({"experiment": experiment} if experiment else {})}, []
     for group in GROUPS:

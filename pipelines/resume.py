@@ -1,6 +1,5 @@
 """Where a run is put: a new folder, or an unfinished run that `run.resume` means and that the settings fit."""
 
-import datetime
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import ConfigError, fingerprint, from_yaml, to_mapping
+from pipelines.processes import mark, rank
 from pipelines.runs import SETTINGS, never_began, newest_checkpoint, read_record, run_of, step_of
 from pipelines.schema import RunConfig
 
 LENGTH = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
 SILENT = ("run.", "logger.", "cluster.")
 MAY_CHANGE = (*LENGTH, *SILENT, "checkpoint.", "trainer.accelerator", "trainer.threads", "trainer.profiler", "trainer.log_every_n_steps",
-              "trainer.val_every_n_steps", "trainer.limit_val_batches", "data.workers", "data.cache")
+              "trainer.val_every_n_steps", "trainer.limit_val_batches", "data.workers", "data.cache",
+              "strategy.", "trainer.devices", "trainer.num_nodes", "data.batch_size")  # the same run on other processes
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def place_for(config: RunConfig) -> Place:
 
 def _new(config: RunConfig, checkpoint: Path | None = None, *notes: str) -> Place:
     folder = _root(config) / (config.run.name or _new_name(config))
-    if folder.exists() and not never_began(folder):
+    if rank() == 0 and folder.exists() and not never_began(folder):
         raise ConfigError(f"run.name: {folder} exists already; choose another name, or run.resume=auto to go on with it")
     return Place(folder, checkpoint, notes)
 
@@ -66,7 +67,7 @@ def _root(config: RunConfig) -> Path:
 def _new_name(config: RunConfig) -> str:
     what = config.experiment or config.method
     optim = config.choices.get("optim", "optim")
-    return f"{what}-{optim}-s{config.run.seed}-{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
+    return f"{what}-{optim}-s{config.run.seed}-{mark()}"
 
 
 def _unfinished(config: RunConfig) -> Place:
@@ -97,7 +98,7 @@ def _again(config: RunConfig, folder: Path) -> Place:
     """Go on in `folder` from its newest checkpoint; ConfigError when that run has nothing left to do."""
     changed = [d for d in differences(config, folder) if not d.startswith(SILENT)]
     place = Place(folder, newest_checkpoint(folder), (f"changed since this run began: {_listed(changed)}",) if changed else ())
-    if read_record(folder).get("status") != "finished":
+    if rank() > 0 or read_record(folder).get("status") != "finished":
         return place
     if not any(d.startswith(LENGTH) for d in changed):
         raise ConfigError(f"run.resume: {folder.name} has finished, after {place.step} steps; give more trainer.max_steps to go on, "

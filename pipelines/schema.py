@@ -118,8 +118,21 @@ class CheckpointSection:
 
 @dataclass(frozen=True)
 class StrategySection:
-    name: Literal["single"] = "single"
-    """how processes share the work"""
+    name: Literal["single", "ddp", "fsdp", "deepspeed"] = "single"
+    """how processes share the work: ddp keeps all weights on each, fsdp and deepspeed spread them"""
+    stage: int = 2
+    """deepspeed: what is spread; 1 optimizer state, 2 gradients as well, 3 weights as well"""
+    find_unused_parameters: bool = False
+    """ddp: allow steps in which some parameters get no gradient"""
+
+    def __post_init__(self) -> None:
+        if self.stage not in (1, 2, 3):
+            raise ValueError(f"stage: must be 1, 2 or 3, not {self.stage}")
+
+    def without_effect(self) -> dict[str, str]:
+        """Name the keys of other strategies."""
+        others = {"stage": "deepspeed", "find_unused_parameters": "ddp"}
+        return {key: f"only strategy={owner} has it" for key, owner in others.items() if owner != self.name}
 
 
 @dataclass(frozen=True)

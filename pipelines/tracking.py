@@ -43,6 +43,7 @@ class MetricsFile(Logger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: the run folder holds config.yaml."""
 
+    @rank_zero_only
     def rewind(self, steps: int) -> None:
         """Go on with an existing file: keep the rows of the first `steps` steps; the later ones come again."""
         if not self.path.is_file():

@@ -7,6 +7,7 @@ import time
 from datamodules.text import DataError
 from pipelines import describe
 from pipelines.config import ConfigError, compose, split_flags
+from pipelines.processes import rank
 from pipelines.resume import Place, place_for, way_on, with_settings_of_run
 from pipelines.runs import claim, command_line, end_record, never_began, start_record
 from pipelines.schema import RunConfig
@@ -29,6 +30,8 @@ def run(argv: list[str]) -> int:
 def train(config: RunConfig) -> int:
     """Fit a new or resumed run and write its record, results and picture."""
     place = place_for(config)
+    if rank() > 0:
+        return _follow(config, place)
     lock = claim(place.folder)
     start_record(config, place.folder, place.step, command_line())
     for note in place.notes:
@@ -50,6 +53,12 @@ def train(config: RunConfig) -> int:
     describe.results_table(results, place.folder, status)
     if status != "finished":
         print(way_on(place.folder))
+    return 0 if status == "finished" else 130
+
+
+def _follow(config: RunConfig, place: Place) -> int:
+    """Train as one of several processes that is not the first: it writes nothing."""
+    _, status = _fit(config, place)
     return 0 if status == "finished" else 130
 
 
@@ -83,8 +92,9 @@ def _fit(config: RunConfig, place: Place) -> tuple[dict[str, float], str]:
     except Interrupted:
         return {"step": trainer.global_step}, "interrupted"
     finally:
-        draw_loss(place.folder / "metrics.csv", picture)
-        close_wandb(built.loggers, picture, failed)
+        if rank() == 0:
+            draw_loss(place.folder / "metrics.csv", picture)
+            close_wandb(built.loggers, picture, failed)
     return {"step": trainer.global_step, **built.record.metrics}, "finished"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 if TYPE_CHECKING:
     from peft import PeftModel  # takes a second to import, and only LoRA needs it
@@ -47,14 +47,17 @@ def new_llama(size: str, vocab_size: int, max_positions: int, eos_token_id: int 
     ))
 
 
-def load_pretrained(name: str, vocab_size: int, block_size: int, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a causal language model from a hub name or a folder.
+def load_pretrained(name: str, vocab_size: int, block_size: int, dtype: torch.dtype, weights: bool = True) -> PreTrainedModel:
+    """Load a causal language model from a hub name or a folder; without `weights` only its shapes, on the device at hand.
 
     Raises ValueError for a model that cannot be loaded, or whose embedding or positions are too few for the data.
     """
-    folder = Path(name).expanduser()
+    place = place_of(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else name, dtype=dtype, use_cache=False)
+        if weights:
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_cache=False)
+        else:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place, use_cache=False), dtype=dtype)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"module.pretrained: {name} cannot be loaded ({reason}); give a model's folder, or its name on the Hub") from error
@@ -66,6 +69,12 @@ def load_pretrained(name: str, vocab_size: int, block_size: int, dtype: torch.dt
     if block_size > positions:
         raise ValueError(f"data.block_size: {name} was made for {positions} positions, not {block_size}; set data.block_size={positions}")
     return model
+
+
+def place_of(name: str) -> str:
+    """Return the folder that a name means, or the name itself for the Hub."""
+    folder = Path(name).expanduser()
+    return str(folder) if folder.is_dir() else name
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float, targets: list[str]) -> "PeftModel":

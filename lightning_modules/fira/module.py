@@ -1,6 +1,8 @@
 """Causal language modelling with LLaMA: the job on which the Fira optimizer is pre-trained and fine-tuned."""
 
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,7 +13,8 @@ from torch import Tensor
 from torchmetrics import SumMetric
 
 from lightning_modules.base import MethodModule, OptimizerFactory
-from lightning_modules.fira.llama import add_lora, load_pretrained, new_llama, require_compiler
+from lightning_modules.fira.llama import add_lora, load_pretrained, new_llama, place_of, require_compiler
+from lightning_modules.fira.weights import draw_weights, find_weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class FiraModuleConfig:
 class FiraModule(MethodModule):
     """Next-token prediction over packed blocks; reports the loss in nats a token, perplexity by token and by byte."""
 
-    STRATEGIES = ("single",)
+    STRATEGIES = ("single", "ddp", "fsdp", "deepspeed")
 
     def __init__(self, config: FiraModuleConfig, optimizer: OptimizerFactory) -> None:
         super().__init__(config, optimizer)
@@ -78,19 +81,48 @@ class FiraModule(MethodModule):
         """Build the network; called by Lightning on every process, more than once."""
         if self.model is not None:
             return
-        config, data = self.config, self.trainer.datamodule  # type: ignore[attr-defined]
-        if config.pretrained:
-            model: Any = load_pretrained(config.pretrained, data.vocab_size, data.block_size, self._dtype_of_weights())
-        else:
-            model = new_llama(config.size, data.vocab_size, data.block_size, data.eos_token_id)
+        config = self.config
+        model, give_weights = self._network()
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
         if config.lora.rank:
             model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.dropout, config.lora.targets)
+        blocks = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
         if config.compile:
-            model.compile()
-        self.model = model.train()
+            for part in blocks if self.device_mesh is not None else [model]:  # shards are gathered between compiled blocks
+                part.compile()
+        self.model = self.shard(model.train(), blocks)
+        give_weights()
+
+    def _network(self) -> tuple[Any, Callable[[], None]]:
+        """Return the network, and what gives it weights once it is sharded: until then it needs no memory.
+
+        Where nothing is sharded, beside adapters, and from files with other names than the model's, pretrained weights come at once.
+        """
+        config, data = self.config, self.trainer.datamodule  # type: ignore[attr-defined]
+        device = torch.get_default_device() if self.device_mesh is None else torch.device(self.device_mesh.device_type)
+        if not config.pretrained:
+            with torch.device("meta"):
+                model: Any = new_llama(config.size, data.vocab_size, data.block_size, data.eos_token_id)
+            return self._drawn(model, device)
+        facts = (config.pretrained, data.vocab_size, data.block_size, self._dtype_of_weights())
+        if self.device_mesh is not None and not config.lora.rank:
+            with torch.device("meta"):
+                model = load_pretrained(*facts, weights=False)
+            if found := find_weights(place_of(config.pretrained), model):
+                return model, lambda: read_weights(model, device, found)
+            warnings.warn(f"module.pretrained: {config.pretrained} has no safetensors with the names of its class; "
+                          "each process loads the whole model before it is sharded", stacklevel=2)
+        return load_pretrained(*facts), lambda: None
+
+    def _drawn(self, model: Any, device: torch.device) -> tuple[Any, Callable[[], None]]:
+        """Draw the weights under the run's seed: at once where adapters are added, which look at them."""
+        seed = torch.initial_seed()
+        if not self.config.lora.rank:
+            return model, lambda: draw_weights(model, device, seed)
+        draw_weights(model, device, seed)
+        return model, lambda: None
 
     def _dtype_of_weights(self) -> torch.dtype:
         """Keep weights that never change in the type that mixed precision multiplies them in; peft makes the factors float32."""
@@ -121,7 +153,7 @@ class FiraModule(MethodModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         total, tokens = self.nll(batch)
         loss = total / tokens
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -137,9 +169,9 @@ class FiraModule(MethodModule):
     def on_validation_epoch_end(self) -> None:
         loss = (self.val_nll.compute() / self.val_tokens.compute()).item()
         tokens_per_byte = self.trainer.datamodule.tokens_per_byte  # type: ignore[attr-defined]
-        self.log("val/loss", loss)
-        self.log("val/perplexity", math.exp(min(loss, 700.0)), prog_bar=True)
-        self.log("val/byte_perplexity", math.exp(min(loss * tokens_per_byte, 700.0)))
+        self.log("val/loss", loss, sync_dist=True)
+        self.log("val/perplexity", math.exp(min(loss, 700.0)), prog_bar=True, sync_dist=True)
+        self.log("val/byte_perplexity", math.exp(min(loss * tokens_per_byte, 700.0)), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the factors of an adapter: the model that they belong to stays where it came from."""

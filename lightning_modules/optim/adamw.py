@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.adam import adam
 
-from lightning_modules.optim.layout import Held, dtensor_spreads
+from lightning_modules.optim.layout import Held, dtensor_spreads, full_shape, is_spread_later
 from lightning_modules.optim.nonfinite import FiniteGradients, not_finite
 from lightning_modules.optim.schedule import ScheduleConfig
 from lightning_modules.optim.sharding import Exchange, Spread
@@ -70,14 +70,14 @@ class AdamW(Optimizer):
         groups = [members for members in self.grouped(named) if members]
         super().__init__([{"params": members, "index": index} for index, members in enumerate(groups)], {"lr": config.lr})
         self.names = [list(group["param_names"]) for group in self.param_groups]  # kept here, because ZeRO puts flat tensors into groups
-        self.shapes = {name: tuple(p.shape) for name, p in named}
+        self.shapes = {name: full_shape(p) for name, p in named}
         self.held = {name: Held(p) for name, p in named}
         self.finite = FiniteGradients(config.nonfinite, deferred=any(p.device.type != "cpu" for _, p in named))
         self.exchange: Exchange | None = None
         self.entries: dict[str, State] = {}
         if any(isinstance(p, DTensor) for _, p in named):
             self.distribute(*dtensor_spreads(named))
-        else:
+        elif not is_spread_later():
             self._start_state()
 
     def grouped(self, named: Named) -> list[Named]:
@@ -204,16 +204,17 @@ class AdamW(Optimizer):
         entry, exchange = self.entries[name], self.exchange
         if exchange is None:
             return {key: value.clone() for key, value in entry.items()}
-        spread = exchange.spreads[name]
-        sources = spread.sources(0)
-        counts = [spread.size(rank) if rank in sources else 0 for rank in range(exchange.world_size)]
-        gathered = {"step": entry["step"].clone()}
-        for key in MOMENTS:
-            mine = entry[key].reshape(-1)[: counts[exchange.rank]]
-            pieces = exchange.to_first(mine, counts)
-            if pieces:
-                gathered[key] = torch.cat(pieces).view(spread.shape).to(entry[key].dtype).cpu()
+        gathered = {"step": entry["step"].clone(), **{key: self.gathered(name, entry[key]) for key in MOMENTS}}
         return gathered if exchange.rank == 0 else {}
+
+    def gathered(self, name: str, part: Tensor) -> Tensor:
+        """Gather on rank 0, on the host, a tensor that is spread as the parameter is; what others get is empty."""
+        assert self.exchange is not None
+        spread = self.exchange.spreads[name]
+        sources = spread.sources(0)
+        counts = [spread.size(rank) if rank in sources else 0 for rank in range(self.exchange.world_size)]
+        pieces = self.exchange.to_first(part.reshape(-1)[: counts[self.exchange.rank]], counts)
+        return torch.cat(pieces).view(spread.shape).to(part.dtype).cpu() if pieces else part.new_empty(0)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -236,9 +237,12 @@ class AdamW(Optimizer):
         entry = self.entries[name]
         check_keys(type(self).__name__, name, entry, saved)
         entry["step"].copy_(saved["step"])
-        part = slice(*self.exchange.spreads[name].intervals[self.exchange.rank]) if self.exchange else slice(None)
         for key in MOMENTS:
-            entry[key].copy_(saved[key].reshape(-1)[part].view_as(entry[key]))
+            entry[key].copy_(self.part(name, saved[key]).view_as(entry[key]))
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """Return this process's part, flat, of a whole tensor that is spread as the parameter is."""
+        return whole.reshape(-1)[slice(*self.exchange.spreads[name].intervals[self.exchange.rank]) if self.exchange else slice(None)]
 
 
 def adam_(weights: Sequence[Tensor], gradients: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],

@@ -156,9 +156,7 @@ class Fira(AdamW):
     def _updates(self, gradients: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield the update of each matrix, or the part of it that is held here; 16-bit gradients are copied to float32."""
         if self.exchange is not None:
-            like = self.exchange.like
-            flat = {name: gradient.to(like).reshape(-1) for name, gradient in gradients.items()}
-            yield from self.exchange.run(flat, self._turn_into_update)
+            yield from self.exchange.run({name: gradient.reshape(-1) for name, gradient in gradients.items()}, self._turn_into_update)
             return
         for name, gradient in gradients.items():
             matrix = gradient.to(computed_dtype(gradient))

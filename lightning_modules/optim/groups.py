@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from lightning_modules.optim.layout import full_shape
+
 Named = list[tuple[str, Parameter]]
 
 
@@ -16,7 +18,7 @@ def split_by_target(named_parameters: Iterable[tuple[str, Parameter]], targets: 
     Raises ValueError for a pattern that matches no matrix: a slip there would silently train everything at full rank.
     """
     named = list(named_parameters)
-    matrices = [name for name, p in named if p.ndim == 2]
+    matrices = [name for name, p in named if len(full_shape(p)) == 2]
     for pattern in targets:
         if not any(re.search(pattern, name) for name in matrices):
             shown = ", ".join(sorted({re.sub(r"\d+", "*", name) for name in matrices})[:12])

@@ -1,6 +1,8 @@
 """What part of each parameter this process holds: all of it, rows of an FSDP2 shard, or a stretch of one of ZeRO's flat tensors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -9,6 +11,31 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn import Parameter
 
 from lightning_modules.optim.sharding import Spread, copies_of, rows_of
+
+_spread_later: ContextVar[bool] = ContextVar("spread_later", default=False)
+
+
+@contextmanager
+def spread_later() -> Iterator[None]:
+    """Let optimizers that are made inside wait with their state until `distribute` tells them how parameters lie.
+
+    Otherwise each process would first make room for the state of the whole model.
+    """
+    token = _spread_later.set(True)
+    try:
+        yield
+    finally:
+        _spread_later.reset(token)
+
+
+def is_spread_later() -> bool:
+    """Tell whether `spread_later` is in force."""
+    return _spread_later.get()
+
+
+def full_shape(parameter: Tensor) -> tuple[int, ...]:
+    """Return the shape of a whole parameter, also where DeepSpeed's ZeRO 3 has left an empty tensor in its place."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-BUCKET_BYTES = 256 * 2**20  # whole matrices that one exchange holds at a time
+BUCKET_BYTES = 256 * 2**20  # whole matrices that a process holds at a time, unless one alone is larger
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,33 @@ def balanced_owners(spreads: Iterable[Spread], costs: Mapping[str, float], world
     return owners
 
 
+def packed(items: Iterable[Any], size: Callable[[Any], int], limit: int) -> list[list[Any]]:
+    """Part items, in order, into packs of at most `limit`; one that is larger gets its own."""
+    packs: list[list[Any]] = []
+    room = 0
+    for item in items:
+        if (needed := size(item)) > room:
+            packs.append([])
+            room = limit
+        packs[-1].append(item)
+        room -= needed
+    return packs
+
+
+def rounds_of(spreads: Sequence[Spread], owners: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Part matrices into buckets in which no owner has more than `limit` numbers, and none waits long for another.
+
+    The owners meet at each bucket, so all of them must have work of the same size in it: the largest matrix of each, then the next of
+    each, and so on; rounds of small matrices are packed together.
+    """
+    queues: dict[int, list[Spread]] = {}
+    for spread in sorted(spreads, key=lambda s: (-s.count, s.name)):
+        queues.setdefault(owners[spread.name], []).append(spread)
+    rounds = [[spread for spread in one if spread is not None] for one in itertools.zip_longest(*(queues[rank] for rank in sorted(queues)))]
+    packs = packed(rounds, lambda one: max(spread.count for spread in one), limit)
+    return [[spread.name for one in pack for spread in one] for pack in packs]
+
+
 class Exchange:
     """Carry matrices to their owners and updates back, in buckets of bounded size; all processes of `group` make the same calls.
 
@@ -78,6 +106,7 @@ class Exchange:
         self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
         self.spreads = {spread.name: spread for spread in spreads}
         self.owners = balanced_owners([self.spreads[name] for name in costs], costs, self.world_size, stay)
+        self.sources = {name: frozenset(self.spreads[name].sources(owner)) for name, owner in self.owners.items()}
         self.sent = 0  # numbers sent to other processes so far, for benchmarks
         self._refuse_different_plans()
 
@@ -101,60 +130,60 @@ class Exchange:
     def run(self, pieces: Mapping[str, Tensor], kernel: Callable[[str, Tensor], None]) -> Iterator[tuple[str, Tensor]]:
         """Let `kernel(name, matrix)` turn each gradient (m, n) into its update on its owner; yield the piece of each update held here.
 
-        `pieces` holds the gradient on this process's interval, flat, of matrices in the same order on all processes.
+        `pieces` holds the gradient on this process's interval, flat, of the same matrices on all processes. A gradient that lies whole
+        on its owner is overwritten.
         """
-        for names in self.buckets(pieces):
+        limit = self.bucket_bytes // self.like.element_size()
+        for names in rounds_of([self.spreads[name] for name in pieces], self.owners, limit):
             matrices = self._collect(names, pieces)
             for name, matrix in matrices.items():
                 kernel(name, matrix)
-            yield from self._deliver(names, matrices)
-
-    def buckets(self, names: Iterable[str]) -> list[list[str]]:
-        """Pack matrices in order into buckets; one that is larger than a bucket gets its own."""
-        found: list[list[str]] = []
-        room = 0
-        for name in names:
-            size = self.like.element_size() * self.spreads[name].count
-            if size > room:
-                found.append([])
-                room = self.bucket_bytes
-            found[-1].append(name)
-            room -= size
-        return found
+            for some in packed(names, lambda name: max(stop - start for start, stop in self.spreads[name].intervals), limit):
+                yield from self._deliver(some, matrices)
 
     def _collect(self, names: Sequence[str], pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Send the gradients of a bucket to their owners; return the matrices that this process owns."""
-        sources = {name: self.spreads[name].sources(self.owners[name]) for name in names}
         ranks = range(self.world_size)
-        outgoing = [[pieces[name] for name in names if self.owners[name] == to and self.rank in sources[name]] for to in ranks]
-        coming = [[name for name in names if self.owns(name) and by in sources[name]] for by in ranks]
-        whole = {name: self.like.new_empty(self.spreads[name].count) for name in names if self.owns(name)}
+        mine = [name for name in names if self.owns(name)]
+        sent = [name for name in names if self.rank in self.sources[name]]
+        outgoing = [[pieces[name] for name in sent if self.owners[name] == to] for to in ranks]
+        coming = [[name for name in mine if by in self.sources[name]] for by in ranks]
+        whole: dict[str, Tensor] = {}
         for by, name, piece in self._talk(outgoing, coming, lambda name, by: self.spreads[name].size(by)):
-            start, stop = self.spreads[name].intervals[by]
-            whole[name][start:stop] = piece
-        return {name: flat.view(self.spreads[name].shape) for name, flat in whole.items()}
+            if piece.numel() == self.spreads[name].count:
+                whole[name] = piece
+                continue
+            if name not in whole:
+                whole[name] = self.like.new_empty(self.spreads[name].count)
+            whole[name][slice(*self.spreads[name].intervals[by])] = piece
+        return {name: whole[name].view(self.spreads[name].shape) for name in mine}
 
     def _deliver(self, names: Sequence[str], matrices: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Send the updates of a bucket to all that hold a part of them; yield the pieces for this process."""
+        """Send the updates of some matrices to all that hold a part of them; yield the pieces for this process."""
         ranks = range(self.world_size)
-        outgoing = [[matrix.view(-1)[slice(*self.spreads[name].intervals[to])] for name, matrix in matrices.items()] for to in ranks]
+        mine = [(matrices[name].view(-1), self.spreads[name].intervals) for name in names if self.owns(name)]
+        outgoing = [[flat[slice(*intervals[to])] for flat, intervals in mine] for to in ranks]
         coming = [[name for name in names if self.owners[name] == by] for by in ranks]
         for _, name, piece in self._talk(outgoing, coming, lambda name, by: self.spreads[name].size(self.rank)):
             yield name, piece
 
     def _talk(self, outgoing: list[list[Tensor]], coming: list[list[str]],
               size: Callable[[str, int], int]) -> Iterator[tuple[int, str, Tensor]]:
-        """Send each rank its flat tensors in one uneven all-to-all; yield rank, name and tensor for the names that come from each."""
+        """Send each rank its flat tensors in one uneven all-to-all; yield rank, name and tensor for the names that come from each.
+
+        What a process has for itself is not copied.
+        """
+        kept = [flat.to(self.like) for flat in outgoing[self.rank]]
+        outgoing = [[] if to == self.rank else some for to, some in enumerate(outgoing)]
         counts = [sum(flat.numel() for flat in some) for some in outgoing]
-        expected = [[size(name, by) for name in names] for by, names in enumerate(coming)]
+        expected = [[] if by == self.rank else [size(name, by) for name in names] for by, names in enumerate(coming)]
         received = self.like.new_empty(sum(map(sum, expected)))
         send = torch.cat([self.like, *itertools.chain.from_iterable(outgoing)])
         dist.all_to_all_single(received, send, [sum(some) for some in expected], counts, self.group)
-        self.sent += sum(counts) - counts[self.rank]
+        self.sent += send.numel()
         arrived = iter(received.split(list(itertools.chain.from_iterable(expected))))
         for by, names in enumerate(coming):
-            for name in names:
-                yield by, name, next(arrived)
+            yield from zip(itertools.repeat(by), names, kept if by == self.rank else arrived)
 
     def to_first(self, mine: Tensor, counts: list[int]) -> list[Tensor]:
         """Send this process's flat tensor, `counts[rank]` long, to rank 0; return the tensors of all ranks there, none elsewhere."""

@@ -1,0 +1,103 @@
+"""DeepSpeed ZeRO on CPUs: the numbers of one process, one checkpoint for all stages, and bad gradients met together.
+
+Given the same gradients, weights and state are the same bits as on one process. The gradients themselves are summed in another order,
+and stage 3 multiplies with DeepSpeed's own linear layer; a new basis magnifies that, because directions of nearly equal strength turn.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).parent / "strategies" / "zero_worker.py"
+ROUNDING = 1e-5  # largest difference of losses and weights; those move by 0.02
+MAGNIFIED = 1e-3  # the same behind a new basis
+BF16 = 1e-2  # 8 bits of mantissa in all weights, where Lightning alone rounds only what is multiplied
+
+
+def run_on(processes, folder, *checks):
+    """Start the worker; return what rank 0 reports, by check and stage."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run([*launch, str(WORKER), str(folder), *checks], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    for report in reports:
+        print(report)
+    return {(report.pop("check"), report.pop("stage")): report for report in reports}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("zero")
+
+
+@pytest.fixture(scope="module")
+def on_two(folder):
+    return run_on(2, folder, "compare", "bf16", "spoilt", "save:0", "save:2")
+
+
+@pytest.fixture(scope="module")
+def on_three(folder, on_two):
+    return run_on(3, folder, "save:3", "resume:stage2.ckpt:3", "resume:stage0.ckpt:2", "resume:stage3.ckpt:0", "resume:stage3.ckpt:3",
+                  "evaluate:stage2.ckpt:2", "evaluate:stage2.ckpt:3")
+
+
+def test_the_gradients_of_each_stage_and_wrapper_give_the_bits_that_they_give_on_one_process(on_two):
+    compared = [report for report in on_two.values() if "bitwise" in report]
+    assert {report["wrapper"] for report in compared} == {"BF16_Optimizer", "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3"}
+    assert len(compared) == 12
+    assert all(report["bitwise"] and report["rounds"] == 8 and report["moved"] > 0.01 for report in compared)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_processes_that_see_the_same_batch_train_bit_for_bit_as_one(on_two, stage):
+    report = on_two["same batch", stage]
+    assert (report["loss"], report["weights"], report["state"]) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("check", "tolerance"), [
+    ("adamw, accumulated, clipped", ROUNDING), ("fira, accumulated, clipped", MAGNIFIED), ("bf16-mixed", BF16)])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_processes_train_as_one_that_sees_the_whole_batch(on_two, check, tolerance, stage):
+    report = on_two[check, stage]
+    assert report["loss"] < tolerance
+    assert report["weights"] < tolerance
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_nan_on_one_process_ends_the_run_on_all_with_the_same_words(on_two, stage):
+    first, second = on_two["spoilt raise", stage]["messages"]
+    assert first == second
+    assert "not finite" in first
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_nan_on_one_process_makes_all_leave_out_that_step_alone(on_two, stage):
+    assert on_two["spoilt skip", stage] == {"messages": ["", ""], "finite": True, "steps": 7}
+
+
+@pytest.mark.parametrize("how", ["as saved", "as saved under bf16-mixed"])
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_checkpoint_of_other_processes_is_loaded_as_it_was_saved(on_three, how, stage):
+    report = on_three[how, stage]
+    assert (report["step"], report["weights"], report["state"]) == (5, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_run_goes_on_under_another_stage_and_number_of_processes_as_if_it_had_never_stopped(on_three, stage):
+    report = on_three["went on", stage]
+    assert report["step"] == 8
+    assert report["weights"] < ROUNDING
+
+
+def test_a_run_that_goes_on_under_the_same_stage_and_processes_is_the_same_bit_for_bit(on_three):
+    report = on_three["went on alike", 3]
+    assert (report["step"], report["weights"], report["state"]) == (8, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_checkpoint_is_evaluated_alike_before_and_after_training(on_three, stage):
+    report = on_three["evaluated", stage]
+    assert max(report["fresh"], report["after"]) < ROUNDING
