@@ -37,7 +37,7 @@ class MethodModule(LightningModule):
     `STRATEGIES` names the strategies on which the method is exact; `compose` refuses the others.
     """
 
-    STRATEGIES = ("single",)
+    STRATEGIES: tuple[str, ...] = ("single",)
 
     def __init__(self, config: Any, optimizer: OptimizerFactory) -> None:
         super().__init__()

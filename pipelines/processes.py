@@ -13,7 +13,7 @@ def rank() -> int:
 
 
 def mark() -> str:
-    """Return what tells this launch from others, the same in all its processes: a job and step of Slurm, a run of torchrun, else the time."""
+    """Return what tells this launch from others, the same in all its processes: a job step of Slurm, a run of torchrun, or the time."""
     if MARK not in os.environ:
         job, elastic = os.environ.get("SLURM_JOB_ID"), os.environ.get("TORCHELASTIC_RUN_ID", "none")
         now = f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,24 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.getbasetemp().parent / "fivefold-cache"
 
 
-@pytest.fixture
-def fivefold(cache, tmp_path):
-    """Run the command line in a process of its own, from another folder, as a user would."""
+@pytest.fixture(scope="session")
+def fivefold_in():
+    """Run the command line in a process of its own, from a given folder."""
 
-    def start(*words: str, wait: bool = True, env: dict | None = None):
+    def start(folder: Path, *words: str, wait: bool = True, env: dict | None = None):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_SILENT": "true", **(env or {})}
         command = [sys.executable, "-P", "-m", "pipelines", *words]
         if not wait:
-            return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                    start_new_session=True)
-        return subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=300)
+            return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=300)
 
     return start
+
+
+@pytest.fixture
+def fivefold(fivefold_in, tmp_path):
+    """Run the command line in a process of its own, from another folder, as a user would."""
+    return partial(fivefold_in, tmp_path)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Prints one JSON line a check on rank 0; tests/lightning_modules/optim/test_sharding.py reads them.
 """
 
+import itertools
 import json
 import sys
 from datetime import timedelta
@@ -99,14 +100,15 @@ class Flat(Whole):
         for group, names in zip(self.optimizer.param_groups, self.optimizer.names):
             total = sum(torch.Size(SHAPES[name]).numel() for name in names)
             part, offset = -(-total // world_size), 0
-            line = torch.cat([self.module.get_parameter(name).detach().reshape(-1) for name in names] + [torch.zeros(part * world_size - total)])
+            values = [self.module.get_parameter(name).detach().reshape(-1) for name in names]
+            line = torch.cat([*values, torch.zeros(part * world_size - total)])
             flat = line[rank * part : (rank + 1) * part].clone()
             group["params"] = [flat]
             self.flats.append((flat, names, part))
             for name in names:
                 count = torch.Size(SHAPES[name]).numel()
                 cuts = [min(max(r * part - offset, 0), count) for r in range(world_size + 1)]
-                spreads.append(Spread(name, SHAPES[name], tuple(zip(cuts, cuts[1:]))))
+                spreads.append(Spread(name, SHAPES[name], tuple(itertools.pairwise(cuts))))
                 start = offset + cuts[rank] - rank * part if cuts[rank + 1] > cuts[rank] else 0
                 held[name] = Held(flat, slice(start, start + cuts[rank + 1] - cuts[rank]))
                 offset += count
@@ -123,7 +125,8 @@ class Flat(Whole):
         for flat, names, part in self.flats:
             parts = [torch.empty(part) for _ in range(dist.get_world_size())]
             dist.all_gather(parts, flat)
-            pieces = torch.cat(parts)[: sum(torch.Size(SHAPES[n]).numel() for n in names)].split([torch.Size(SHAPES[n]).numel() for n in names])
+            counts = [torch.Size(SHAPES[name]).numel() for name in names]
+            pieces = torch.cat(parts)[: sum(counts)].split(counts)
             found.update({name: piece.view(SHAPES[name]) for name, piece in zip(names, pieces)})
         return found
 
@@ -133,7 +136,8 @@ class Flat(Whole):
 
 
 def same_state(one, two):
-    return one.keys() == two.keys() and all(one[n].keys() == two[n].keys() and all(torch.equal(one[n][k], two[n][k]) for k in one[n]) for n in one)
+    entries = [(one[name], two[name]) for name in one] if one.keys() == two.keys() else [({"": None}, {})]
+    return all(a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in entries)
 
 
 def say(check, **facts):
