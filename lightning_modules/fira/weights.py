@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
@@ -53,6 +54,9 @@ def _whole_parameters(layer: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def _fill(parameter: Tensor, whole: Any) -> None:
     """Copy from `whole`, a tensor or a safetensors slice of the parameter's shape, what this process holds, and read no more of it."""
+    held = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    if isinstance(held, FakeTensor):  # memory is being estimated, and nothing has values
+        return
     if not isinstance(parameter, DTensor):
         parameter.copy_(whole[:])
         return
@@ -60,7 +64,7 @@ def _fill(parameter: Tensor, whole: Any) -> None:
     start, stop = spread.intervals[dist.get_rank(group)]
     if start < stop:
         row = spread.count // spread.shape[0]
-        parameter.to_local().copy_(whole[start // row : stop // row])
+        held.copy_(whole[start // row : stop // row])
 
 
 def find_weights(name: str, model: PreTrainedModel) -> dict[str, tuple[Path, str]] | None:
