@@ -9,8 +9,8 @@ thread, on the GPU it stops when the device is idle. A step is one between refre
 
 import argparse
 import contextlib
-import io
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -27,11 +27,12 @@ from torch.optim import Optimizer
 from lightning_modules.optim.fira import Fira, FiraConfig
 from lightning_modules.optim.projection import find_basis, tall_view
 
+Shape = tuple[int, int, int]  # rows, columns, rank
 NEVER = 10**9
-SHAPES = [(1024, 1024, 128), (1024, 1024, 256), (1024, 2736, 256), (4096, 1024, 256)]  # rows, columns, rank: LLaMA 350M and its like
-SHAPES_OF_1B = [(2048, 2048, 512), (5461, 2048, 512), (2048, 5461, 512)]
+SHAPES: list[Shape] = [(1024, 1024, 128), (1024, 1024, 256), (1024, 2736, 256), (4096, 1024, 256)]  # LLaMA 350M and its like
+SHAPES_OF_1B: list[Shape] = [(2048, 2048, 512), (5461, 2048, 512), (2048, 5461, 512)]
 BASES = ("svd", "gram", "randomized", "subspace")
-OURS, OFFICIAL, GALORE, ADAMW = "ours", "Fira 1.0.2", "GaLore 1.0", "AdamW foreach"
+OURS, OFFICIAL, GALORE, OTHER, ADAMW = "ours", "Fira 1.0.2", "GaLore 1.0", "pytorch_optimizer 4.1", "AdamW foreach"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def contenders(rank: int) -> dict[str, Callable[[Parameter], Optimizer]]:
         ADAMW: lambda p: torch.optim.AdamW([p], foreach=True),
         "AdamW fused": lambda p: torch.optim.AdamW([p], fused=True),
     }
-    with contextlib.suppress(ImportError), contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.suppress(ImportError), silenced_stderr():
         from galore_torch import GaLoreAdamW
 
         made[GALORE] = lambda p: GaLoreAdamW([_group(p, rank, scale=0.25, proj_type="std")], no_deprecation_warning=True)
@@ -77,7 +78,7 @@ def contenders(rank: int) -> dict[str, Callable[[Parameter], Optimizer]]:
     with contextlib.suppress(ImportError):
         from pytorch_optimizer import Fira as OtherFira
 
-        made["pytorch_optimizer 4.1"] = lambda p: OtherFira([_group(p, rank, scale=0.25, projection_type="std")])
+        made[OTHER] = lambda p: OtherFira([_group(p, rank, scale=0.25, projection_type="std")])
     made["ours, residual off"] = lambda p: Fira([("attn", p)], FiraConfig(residual=False, **ours))
     made["ours, paper"] = lambda p: Fira([("attn", p)], FiraConfig(variant="paper", **ours))
     made[OURS] = lambda p: Fira([("attn", p)], FiraConfig(**ours))
@@ -115,7 +116,7 @@ def peak_temporary_bytes(work: Callable[[], Any], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with silenced_stderr(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "trace.json")
@@ -127,6 +128,19 @@ def peak_temporary_bytes(work: Callable[[], Any], device: torch.device) -> int:
         held += size
         peak = max(peak, held)
     return peak
+
+
+@contextlib.contextmanager
+def silenced_stderr() -> Iterator[None]:
+    """Keep out what libraries write to the file descriptor: the profiler reports each start, bitsandbytes each missing kernel."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def state_bytes(optimizer: Optimizer, parameter: Parameter) -> int:
@@ -184,36 +198,49 @@ def measure_bases(rows: int, columns: int, rank: int, device: torch.device, seco
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [list(header), *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
+    """Write a Markdown table."""
+    first = list(header)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (first, ["---"] * len(first), *rows))
 
 
 def judged(goal: Goal, ratio: float | None) -> str:
     """Say a ratio and whether it keeps its goal."""
     if ratio is None:
         return "not installed"
-    return f"{ratio:.2f} ({'kept' if ratio <= goal.limit else f'MISSED: {goal.limit}'})"
+    return f"{ratio:.2f} ({'kept' if ratio <= goal.limit else 'MISSED'})"
 
 
-def report(steps: dict[tuple[int, int, int], dict[str, Measured]], bases: dict[tuple[int, int, int], dict[str, tuple[float, float]]]) -> str:
+def goals_at(steps: dict[str, Measured], bases: dict[str, tuple[float, float]]) -> list[str]:
+    """Compare one shape's figures with the goals."""
+    def to(peer: str) -> float | None:
+        return steps[OURS].step / steps[peer].step if peer in steps else None
+
+    cheapest = min(ms for ms, _ in bases.values()) / bases["svd"][0]
+    return [judged(STEP_TO_FIRA, to(OFFICIAL)), judged(STEP_TO_GALORE, to(GALORE)), judged(TEMPORARIES, steps[OURS].temporaries),
+            judged(CHEAPEST_BASIS, cheapest), f"{to(ADAMW):.2f}"]
+
+
+def report(steps: dict[Shape, dict[str, Measured]], bases: dict[Shape, dict[str, tuple[float, float]]]) -> str:
     """Write the tables of one run in Markdown: goals first, then what they come from."""
-    names = list(next(iter(steps.values())))
     label = {shape: f"{shape[0]}x{shape[1]}, r {shape[2]}" for shape in steps}
+    names = list(next(iter(steps.values())))
 
-    def ratio(shape: tuple[int, int, int], peer: str) -> float | None:
-        return steps[shape][OURS].step / steps[shape][peer].step if peer in steps[shape] else None
+    def section(title: str, shown: Callable[[Measured], float]) -> str:
+        rows = ([label[shape], *(f"{shown(m):.2f}" for m in found.values())] for shape, found in steps.items())
+        return f"**{title}**\n\n{table(['shape', *names], rows)}"
 
-    goals = table(["shape", *(f"{g.name} (≤ {g.limit})" for g in (STEP_TO_FIRA, STEP_TO_GALORE, TEMPORARIES, CHEAPEST_BASIS)), "step / AdamW foreach"], (
-        [label[s], judged(STEP_TO_FIRA, ratio(s, OFFICIAL)), judged(STEP_TO_GALORE, ratio(s, GALORE)), judged(TEMPORARIES, steps[s][OURS].temporaries),
-         judged(CHEAPEST_BASIS, min(ms for ms, _ in bases[s].values()) / bases[s]["svd"][0]), f"{ratio(s, ADAMW):.2f}"] for s in steps))
-    sections = {
-        "Step between refreshes, ms": table(["shape", *names], ([label[s], *(f"{m.step:.2f}" for m in found.values())] for s, found in steps.items())),
-        "Peak temporaries of a step, multiples of m·n": table(["shape", *names], ([label[s], *(f"{m.temporaries:.2f}" for m in found.values())] for s, found in steps.items())),
-        "State kept alive, multiples of m·n": table(["shape", *names], ([label[s], *(f"{m.state:.2f}" for m in found.values())] for s, found in steps.items())),
-        "Refresh: ms (ratio to svd, share of the best energy)": table(["shape", *BASES], (
-            [label[s], *(f"{ms:.1f} ({ms / found['svd'][0]:.2f}, {energy:.4f})" for ms, energy in found.values())] for s, found in bases.items())),
-    }
-    return "\n\n".join([goals, *(f"**{title}**\n\n{body}" for title, body in sections.items())])
+    goals = (STEP_TO_FIRA, STEP_TO_GALORE, TEMPORARIES, CHEAPEST_BASIS)
+    header = ["ours at shape", *(f"{goal.name} (goal ≤ {goal.limit})" for goal in goals), f"step / {ADAMW}"]
+    refreshes = table(["shape", *BASES], (
+        [label[shape], *(f"{ms:.1f} ({ms / found['svd'][0]:.2f}, {energy:.4f})" for ms, energy in found.values())]
+        for shape, found in bases.items()))
+    return "\n\n".join([
+        table(header, ([label[shape], *goals_at(steps[shape], bases[shape])] for shape in steps)),
+        section("Step between refreshes, ms", lambda m: m.step),
+        section("Peak temporaries of a step, multiples of m·n", lambda m: m.temporaries),
+        section("State kept alive, multiples of m·n", lambda m: m.state),
+        f"**Our refresh, ms (ratio to svd, share of the best energy)**\n\n{refreshes}",
+    ])
 
 
 def main() -> None:
@@ -228,7 +255,9 @@ def main() -> None:
     steps = {shape: measure_steps(*shape, device, 0.6 * share) for shape in shapes}
     bases = {shape: measure_bases(*shape, device, 0.4 * share) for shape in shapes}
     where = torch.cuda.get_device_name() if device.type == "cuda" else "one CPU thread"
-    text = f"Optimizer step, torch {torch.__version__}, {where}, medians.\n\n{report(steps, bases)}\n"
+    missing = [name for name in (GALORE, OFFICIAL, OTHER) if name not in next(iter(steps.values()))]
+    note = f" Not installed: {', '.join(missing)}; `make bench` installs them." if missing else ""
+    text = f"Optimizer step, torch {torch.__version__}, {where}, medians.{note}\n\n{report(steps, bases)}\n"
     print(text)
     if options.markdown:
         options.markdown.write_text(text)
