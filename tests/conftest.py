@@ -24,7 +24,8 @@ def fivefold_in():
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_SILENT": "true", **(env or {})}
         command = [sys.executable, "-P", "-m", "pipelines", *words]
         if not wait:
-            return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                    start_new_session=True)
         return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=300)
 
     return start
