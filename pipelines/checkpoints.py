@@ -99,12 +99,12 @@ class Checkpoints(Callback):
         if trainer.is_global_zero:
             for left in self.folder.glob(f"*{PART}"):  # by a process that was killed while it wrote
                 left.unlink()
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                logger.rewind(self._rows)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = trainer.global_step
+        for logger in trainer.loggers:  # not in on_fit_start: under FSDP and DeepSpeed our state is restored after that
+            if isinstance(logger, MetricsFile):
+                logger.rewind(self._rows)
         loop = trainer.fit_loop
         if loop._combined_loader_states_to_load and loop._combined_loader is not None:  # loaders that were set up too early, see base.py
             loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
