@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO on CPUs: the numbers of one process, one checkpoint for all stages, and bad gradients met together.
 
 Given the same gradients, weights and state are the same bits as on one process. The gradients themselves are summed in another order,
-and stage 3 multiplies with DeepSpeed's own linear layer; a new basis magnifies that, because directions of nearly equal strength turn.
+and stage 3 computes them with DeepSpeed's own linear layer.
 """
 
 import json
@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 WORKER = Path(__file__).parent / "strategies" / "zero_worker.py"
-ROUNDING = 1e-5  # largest difference of losses and weights; those move by 0.02
-MAGNIFIED = 1e-3  # the same behind a new basis
+ROUNDING = 1e-5  # largest difference of losses and weights; the weights move by 0.01 and more
 BF16 = 1e-2  # 8 bits of mantissa in all weights, where Lightning alone rounds only what is multiplied
 
 
@@ -58,7 +57,7 @@ def test_processes_that_see_the_same_batch_train_bit_for_bit_as_one(on_two, stag
 
 
 @pytest.mark.parametrize(("check", "tolerance"), [
-    ("adamw, accumulated, clipped", ROUNDING), ("fira, accumulated, clipped", MAGNIFIED), ("bf16-mixed", BF16)])
+    ("adamw, accumulated, clipped", ROUNDING), ("fira, accumulated, clipped", ROUNDING), ("bf16-mixed", BF16)])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_processes_train_as_one_that_sees_the_whole_batch(on_two, check, tolerance, stage):
     report = on_two[check, stage]

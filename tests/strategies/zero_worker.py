@@ -40,15 +40,21 @@ class Record:
 
     def step(self, closure=None):
         present = {id(p) for group in self.param_groups for p in group["params"]}
-        rates = self.rates()
-        for name, held in self.held.items():
-            if self.exchange is not None and id(held.tensor) in present:
-                if not self.rounds or name in self.rounds[-1]:  # ZeRO steps through its groups one by one
-                    self.rounds.append({})
-                if len(self.rounds) == 1:
-                    self.start[name] = self.gathered(name, held.weight).clone()
-                self.rounds[-1][name] = (rates[name], self.gathered(name, held.gradient).clone())
+        here = {name: held for name, held in self.held.items() if self.exchange is not None and id(held.tensor) in present}
+        if here:
+            if not self.rounds or here.keys() <= self.rounds[-1].keys():  # ZeRO steps through its groups one by one
+                self.rounds.append({})
+            rates, gradients = self.rates(), self.collected({name: held.gradient for name, held in here.items()})
+            self.rounds[-1].update({name: (rates[name], gradient) for name, gradient in gradients.items()})
+            if len(self.rounds) == 1:
+                self.start.update(self.collected({name: held.weight for name, held in here.items()}))
         return super().step(closure)
+
+    def collected(self, pieces):
+        """Put the pieces of all processes together on rank 0, in one exchange; elsewhere return the pieces."""
+        everyone = [None] * PROCESSES if RANK == 0 else None
+        dist.gather_object({name: piece.reshape(-1).clone() for name, piece in pieces.items()}, everyone)
+        return {name: torch.cat([some[name] for some in everyone]).view(self.shapes[name]) for name in pieces} if everyone else pieces
 
 
 class Language(L.LightningModule):
@@ -57,7 +63,8 @@ class Language(L.LightningModule):
     def __init__(self, optimizer, share=(0, 1), spoilt_at=None, nonfinite="raise"):
         super().__init__()
         kind, config = OPTIMIZERS[optimizer]
-        self.kind, self.settings = type(kind.__name__, (Record, kind), {"rounds": [], "start": {}}), replace(config, nonfinite=nonfinite)
+        self.kind = type(kind.__name__, (Record, kind), {"rounds": [], "start": {}})
+        self.settings = replace(config, nonfinite=nonfinite)
         self.share, self.spoilt_at = share, spoilt_at
         self.network, self.losses = None, []
 
