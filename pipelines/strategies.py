@@ -27,7 +27,7 @@ def make_strategy(config: RunConfig) -> Strategy | str:
     if section.name == "deepspeed":
         from pipelines.zero_strategy import Zero
 
-        return Zero(stage=section.stage, gradient_clip_val=config.trainer.gradient_clip_val)
+        return Zero(stage=section.stage, gradient_clip_val=config.trainer.gradient_clip_val, accelerator=config.trainer.accelerator)
     return "auto"
 
 
