@@ -158,11 +158,16 @@ class FiraData(L.LightningDataModule):
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the token files, or write those that are missing. Raise DataError if the data cannot be used."""
+        """Open the token files, or write those that are missing; at the stage "export" only the tokenizer is needed.
+
+        Raise DataError if the data cannot be used.
+        """
         if self._streams:
             return
         corpora = dict(self._corpora())
         self._tokenizer = self._choose_tokenizer(corpora["train"])
+        if stage == "export":
+            return
         train = corpora["train"]
         if isinstance(train, HubCorpus) and self.config.streamed:
             self._text = self._streamed(train)

@@ -47,6 +47,15 @@ def _in_cache(name: str) -> bool:
     return True
 
 
+def vocabulary_here(name: str) -> int | None:
+    """Count the tokens of a tokenizer in a folder or in the Hub's cache; None where it is in neither."""
+    folder = Path(name).expanduser()
+    try:
+        return len(AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name, local_files_only=True))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def _refusal(name: str, error: Exception) -> DataError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return DataError(f"data.tokenizer={name}: cannot be loaded ({reason}); give a folder, a name on the Hub, or train")

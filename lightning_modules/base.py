@@ -31,13 +31,32 @@ class OptimizerFactory:
         return make_schedule(optimizer, self.config.schedule, total_steps)
 
 
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a method needs to be built and to take one step where no data can be read."""
+
+    data: Any  # stands in for the datamodule
+    batch: Any  # of one process, on the CPU
+    notes: tuple[str, ...] = ()  # what had to be assumed, in words for the user
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A trained network in the terms of transformers and peft, with the tokenizer that it was trained with."""
+
+    model: Any  # PreTrainedModel, or PeftModel around one
+    tokenizer: Any  # PreTrainedTokenizerBase
+
+
 class MethodModule(LightningModule):
     """A method: its networks and losses. Subclasses take `(config, optimizer)`.
 
-    `STRATEGIES` names the strategies on which the method is exact; `compose` refuses the others.
+    `STRATEGIES` names the strategies on which the method is exact, `OPTIMIZERS` says how many optimizers it has; `compose` refuses what
+    does not fit.
     """
 
     STRATEGIES: tuple[str, ...] = ("single",)
+    OPTIMIZERS = 1
 
     def __init__(self, config: Any, optimizer: OptimizerFactory) -> None:
         super().__init__()
@@ -52,6 +71,17 @@ class MethodModule(LightningModule):
                 fully_shard(block, mesh=mesh)
             fully_shard(network, mesh=mesh)
         return network
+
+    def rehearsal(self, data: Any, vocab_size: int | None) -> Rehearsal | None:
+        """Return what the estimate of memory needs, from the data's config alone; None: this method cannot be estimated.
+
+        `vocab_size` is what the user says; None: find out or assume.
+        """
+        return None
+
+    def exportable(self) -> Exportable | None:
+        """Return what `fivefold export` writes, once the network is built and its weights are loaded; None: nothing."""
+        return None
 
     def configure_optimizers(self) -> Any:
         """Give Lightning one optimizer over all trainable parameters, its schedule stepping with it."""

@@ -6,6 +6,7 @@ import inspect
 import typing
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -47,12 +48,28 @@ def build(config: RunConfig, folder: Path | None) -> Built:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     seed_everything(config.run.seed, workers=True, verbose=False)
-    data = _component(config.data, seed=config.run.seed)
-    kind, optim = _load(config.optim)
-    module_kind, module_config = _load(config.module)
-    module = module_kind(module_config, OptimizerFactory(kind, optim))
+    data, module = make_data(config), make_module(config)
     record, loggers = RunRecord(), _loggers(config, folder)
     return Built(data, module, make_trainer(config, folder, record, loggers), record, loggers)
+
+
+def make_data(config: RunConfig) -> LightningDataModule:
+    """Make the datamodule; nothing is read yet."""
+    return _component(config.data, seed=config.run.seed)
+
+
+def make_module(config: RunConfig) -> MethodModule:
+    """Make the module with the optimizer that it will use; its networks may come later, in `configure_model`."""
+    optimizer = OptimizerFactory(*_load(config.optim))
+    kind, values = _load(config.module)
+    return kind(values, optimizer)
+
+
+def stand_in_trainer(config: RunConfig, data: Any) -> SimpleNamespace:
+    """Make what a module asks its trainer for while its networks and optimizers are built, where nothing is trained."""
+    t = config.trainer
+    return SimpleNamespace(datamodule=data, precision=t.precision, max_steps=max(t.max_steps, 1), max_epochs=None,
+                           accumulate_grad_batches=t.accumulate_grad_batches)
 
 
 def make_trainer(config: RunConfig, folder: Path | None, record: RunRecord, loggers: list[Logger]) -> Trainer:

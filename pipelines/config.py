@@ -11,12 +11,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pipelines.catalog import choices_of, label_of
+from pipelines.catalog import label_of
 from pipelines.errors import ConfigError, ConfigWarning
 from pipelines.kinds import shown
 from pipelines.layers import Stack, stack
+from pipelines.pairs import refuse_impossible
 from pipelines.schema import COMPONENTS, SECTIONS, Component, RunConfig
-from pipelines.sources import class_constants, parameters_of, schema_of
+from pipelines.sources import parameters_of, schema_of
 from pipelines.typed import Keys, Value, fill, idle
 from pipelines.words import read_words, split_flags
 from pipelines.yamltext import dump
@@ -45,7 +46,7 @@ def compose(argv: list[str], command: str = "train") -> RunConfig:
     components: dict[str, Any] = {name: Component(str(targets[name].value), filled.pop(name)) for name in COMPONENTS}
     origins = dict.fromkeys(keys.types, "default") | {key: value.origin for key, value in highest.items()}
     config = RunConfig(chosen.method, chosen.experiment, choices=chosen.choices, origins=origins, **components, **filled)
-    _refuse_impossible(config)
+    refuse_impossible(config)
     if command == "train":
         _refuse_endless(config)
     return config
@@ -103,20 +104,6 @@ def _warn_idle(filled: dict[str, Any], highest: dict[str, Value]) -> None:
                 idle_for.setdefault(reason, []).append(key)
     for reason, keys in idle_for.items():
         warnings.warn(ConfigWarning(f"{', '.join(keys)}: no effect, because {reason}"), stacklevel=3)
-
-
-def _refuse_impossible(config: RunConfig) -> None:
-    """Refuse pairs that cannot work together, and say what to write instead."""
-    allowed = class_constants(config.module.target).get("STRATEGIES")
-    name = config.strategy.name
-    if allowed is not None and name not in allowed:
-        raise ConfigError(f"strategy={name}: method {config.method} runs on {', '.join(allowed)} only. Write strategy={allowed[0]}")
-    processes = config.trainer.devices * config.trainer.num_nodes
-    if name == "single" and processes > 1:
-        key = "devices" if config.trainer.devices > 1 else "num_nodes"
-        others = [other for other in choices_of("strategy") if other != "single" and (allowed is None or other in allowed)]
-        instead = f", or strategy={others[0]}" if others else ""
-        raise ConfigError(f"trainer.{key}: strategy=single is one process, not {processes}. Write trainer.{key}=1{instead}")
 
 
 def _refuse_endless(config: RunConfig) -> None:

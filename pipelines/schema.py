@@ -127,7 +127,7 @@ class StrategySection:
 
     def __post_init__(self) -> None:
         if self.stage not in (1, 2, 3):
-            raise ValueError(f"stage: must be 1, 2 or 3, not {self.stage}")
+            raise ValueError(f"stage: must be 1, 2 or 3, not {self.stage}; strategy=ddp is the one that spreads nothing")
 
     def without_effect(self) -> dict[str, str]:
         """Name the keys of other strategies."""

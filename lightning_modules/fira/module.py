@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -12,9 +13,12 @@ from lightning.fabric.utilities.throughput import measure_flops
 from torch import Tensor
 from torchmetrics import SumMetric
 
-from lightning_modules.base import MethodModule, OptimizerFactory
+from datamodules.tokenization import vocabulary_here
+from lightning_modules.base import Exportable, MethodModule, OptimizerFactory, Rehearsal
 from lightning_modules.fira.llama import add_lora, load_pretrained, new_llama, place_of, require_compiler
 from lightning_modules.fira.weights import draw_weights, find_weights, read_weights
+
+VOCABULARY = 32000  # tokens of LLaMA (Touvron et al. 2023)
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,24 @@ class FiraModule(MethodModule):
         loss = total / tokens
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
+
+    def rehearsal(self, data: Any, vocab_size: int | None) -> Rehearsal:
+        """Take the vocabulary of a pretrained model from it, else of the tokenizer if it is on this machine, else assume LLaMA's."""
+        notes: tuple[str, ...] = ()
+        if self.config.pretrained:
+            vocab_size = 0  # the model brings its own
+        elif vocab_size is None:
+            vocab_size = data.vocab_size if data.tokenizer == "train" else vocabulary_here(data.tokenizer)
+        if vocab_size is None:
+            vocab_size = VOCABULARY
+            notes = (f"vocabulary: {VOCABULARY} tokens are assumed, because the tokenizer {data.tokenizer} is not on this machine; "
+                     "write vocab_size=N for another number",)
+        facts = SimpleNamespace(vocab_size=vocab_size, block_size=data.block_size, batch_size=data.batch_size, eos_token_id=None)
+        tokens = torch.zeros(data.batch_size, data.block_size, dtype=torch.long)
+        return Rehearsal(facts, {"input_ids": tokens, "labels": tokens}, notes)
+
+    def exportable(self) -> Exportable:
+        return Exportable(self.model, self.trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         total, tokens = self.nll(batch)

@@ -1,0 +1,107 @@
+"""fivefold export: write the model of a run as a folder that transformers (or peft, for adapters) loads."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.config import ConfigError, from_yaml, split_flags
+from pipelines.runs import PART, SETTINGS, newest_checkpoint, step_of
+
+if TYPE_CHECKING:
+    from lightning_modules.base import Exportable
+
+HELP = """fivefold export run=FOLDER to=FOLDER [checkpoint=FILE] [merge=true]
+
+Writes the newest checkpoint of a run, or the one named, as safetensors with configuration and tokenizer, whatever the strategy that the
+run was trained with. transformers.AutoModelForCausalLM.from_pretrained(FOLDER) loads it. A run with LoRA gives peft's adapter folder, or
+with merge=true the whole model with the adapter in it."""
+
+
+def run(argv: list[str]) -> int:
+    """Export as the words in `argv` say."""
+    flags, words = split_flags(argv, ("--help",))
+    if "--help" in flags:
+        print(HELP)
+        return 0
+    named = _named(words)
+    folder, target = Path(named["run"]).expanduser().absolute(), Path(named["to"]).expanduser().absolute()
+    if not (folder / SETTINGS).is_file():
+        raise ConfigError(f"run: {folder} is no run folder: it has no {SETTINGS}")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"to: {target} exists and is not an empty folder; name another")
+    checkpoint = Path(named["checkpoint"]).expanduser().absolute() if "checkpoint" in named else newest_checkpoint(folder)
+    if checkpoint is None:
+        raise ConfigError(f"run: {folder} holds no checkpoint yet")
+    if not checkpoint.is_file():
+        raise ConfigError(f"checkpoint: {checkpoint} does not exist")
+    kind = write(load(folder, checkpoint), target, merge=named.get("merge") == "true")
+    print(f"{kind} of {folder.name} at step {step_of(checkpoint)}: {target}")
+    return 0
+
+
+def _named(words: list[str]) -> dict[str, str]:
+    """Sort the words; ConfigError for missing, unknown and impossible ones."""
+    named = {key: value for key, _, value in (word.partition("=") for word in words)}
+    if unknown := named.keys() - {"run", "to", "checkpoint", "merge"}:
+        raise ConfigError(f"{min(unknown)}: no such key. Write fivefold export run=FOLDER to=FOLDER [checkpoint=FILE] [merge=true]")
+    for key, question in (("run", "which one"), ("to", "where")):
+        if not named.get(key):
+            raise ConfigError(f"{key}: {question}? Write fivefold export run=FOLDER to=FOLDER")
+    if named.get("merge", "false") not in ("true", "false"):
+        raise ConfigError(f"merge: must be true or false, not {named['merge']}")
+    return named
+
+
+def load(folder: Path, checkpoint: Path) -> "Exportable":
+    """Build the network of a run with the weights of a checkpoint; ConfigError for a method that has nothing to export."""
+    import torch
+
+    from lightning_modules.base import MethodModule
+    from pipelines.build import make_data, make_module, stand_in_trainer
+    from pipelines.logs import set_up_logs
+
+    set_up_logs()
+    config = from_yaml(folder / SETTINGS, ["strategy=single", "trainer.devices=1", "trainer.num_nodes=1"])
+    module, data = make_module(config), make_data(config)
+    if type(module).exportable is MethodModule.exportable:
+        raise ConfigError(f"run: method {config.method} has no model in the terms of transformers, so there is nothing to export")
+    data.setup("export")
+    module._trainer = stand_in_trainer(config, data)  # type: ignore[assignment]
+    module.configure_model()
+    saved = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+    module.load_state_dict(saved, strict=module.strict_loading)
+    found = module.exportable()
+    assert found is not None
+    types = {value.dtype for value in saved.values() if value.is_floating_point()}
+    if len(types) == 1:
+        found.model.to(types.pop())  # as it was trained, such as wholly in bfloat16
+    return found
+
+
+def write(found: "Exportable", target: Path, merge: bool) -> str:
+    """Write a folder under its final name only when it is whole; return in a word what it holds."""
+    model, kind = found.model, "model"
+    if hasattr(model, "peft_config"):
+        model, kind = _adapter(model, merge)
+    elif merge:
+        raise ConfigError("merge: this run has no adapter to merge; leave merge=true out")
+    part = target.with_name(target.name + PART)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        model.save_pretrained(part)
+        found.tokenizer.save_pretrained(part)
+        os.replace(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return kind
+
+
+def _adapter(model: Any, merge: bool) -> tuple[Any, str]:
+    """Return what is to be saved of a network with an adapter; ConfigError for an adapter whose network would be lost."""
+    if merge:
+        return model.merge_and_unload(), "merged model"
+    if not model.get_base_model().config._name_or_path:
+        raise ConfigError("merge: the network under this adapter was trained from nothing and is saved nowhere else; write merge=true")
+    return model, "adapter"

@@ -1,0 +1,57 @@
+"""Settings that are right one by one and wrong together: refused with the reason and what to write instead, or warned of."""
+
+import warnings
+from typing import Any
+
+from pipelines.catalog import choices_of
+from pipelines.errors import ConfigError, ConfigWarning
+from pipelines.schema import RunConfig
+from pipelines.sources import class_constants
+
+LACKS = {"fsdp": ("64-true", "16-mixed"), "deepspeed": ("64-true",)}  # strategy -> precisions that Lightning refuses for it
+
+
+def refuse_impossible(config: RunConfig) -> None:
+    """Raise ConfigError for settings that cannot work together; warn of those that work and gain nothing."""
+    constants = class_constants(config.module.target)
+    _refuse_strategy(config, constants)
+    _refuse_precision(config, constants)
+    processes = config.trainer.devices * config.trainer.num_nodes
+    name = config.strategy.name
+    if name == "single" and processes > 1:
+        key = "devices" if config.trainer.devices > 1 else "num_nodes"
+        others = _others(config, constants, "single")
+        instead = f", or strategy={others[0]}" if others else ""
+        raise ConfigError(f"trainer.{key}: strategy=single is one process, not {processes}. Write trainer.{key}=1{instead}")
+    if name != "single" and processes == 1:
+        warnings.warn(ConfigWarning(f"strategy={name}: one process shares with no other, which only costs. "
+                                    "Write strategy=single, or trainer.devices=N"), stacklevel=4)
+
+
+def _refuse_strategy(config: RunConfig, constants: dict[str, Any]) -> None:
+    """Refuse a strategy on which the method is not exact."""
+    name, allowed = config.strategy.name, constants.get("STRATEGIES")
+    optimizers = constants.get("OPTIMIZERS", 1)
+    if name == "deepspeed" and optimizers > 1:
+        others = " or ".join(f"strategy={other}" for other in _others(config, constants, "deepspeed"))
+        raise ConfigError(f"strategy=deepspeed: takes one optimizer, and method {config.method} has {optimizers}. Write {others}")
+    if allowed is not None and name not in allowed:
+        raise ConfigError(f"strategy={name}: method {config.method} runs on {', '.join(allowed)} only. Write strategy={allowed[0]}")
+
+
+def _refuse_precision(config: RunConfig, constants: dict[str, Any]) -> None:
+    """Refuse a precision that the strategy does not have."""
+    name, precision = config.strategy.name, config.trainer.precision
+    if precision in LACKS.get(name, ()):
+        others = " or ".join(f"strategy={other}" for other in _others(config, constants, name) if precision not in LACKS.get(other, ()))
+        instead = "bf16-mixed" if precision == "16-mixed" else "32-true"
+        raise ConfigError(f"trainer.precision={precision}: strategy={name} does not have it. "
+                          f"Write trainer.precision={instead}, or {others}")
+    if name == "deepspeed" and precision == "16-mixed" and config.trainer.accelerator == "cpu":
+        raise ConfigError("trainer.precision=16-mixed: deepspeed has no float16 on most CPUs. Write trainer.precision=bf16-mixed")
+
+
+def _others(config: RunConfig, constants: dict[str, Any], without: str) -> list[str]:
+    """List the strategies that the method may use instead of one."""
+    allowed = constants.get("STRATEGIES")
+    return [other for other in choices_of("strategy") if other != without and (allowed is None or other in allowed)]
