@@ -126,7 +126,7 @@ def _table(memory: "Memory") -> Table:
 
 
 def _states(memory: "Memory") -> list[str]:
-    if len(memory.states) == 1:
+    if len(set(memory.states)) == 1:
         return []
     return [f"optimizer state: {_gb(min(memory.states))} to {_gb(max(memory.states))} GB, as matrices fall to the ranks; "
             f"above is rank {memory.rank}, which has the most"]

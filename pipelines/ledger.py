@@ -91,6 +91,8 @@ class Ledger(TorchDispatchMode):
             key = _storage(tensor)._cdata
             if key in self._sizes and not (unless_marked and key in self._categories):
                 self._categories[key] = category
+        if self._counted.get(self.phase) == self._now:  # the peak is counted already, under what was known then
+            self.peaks[self.phase] = self.count()
 
     def count(self) -> dict[str, int]:
         """Return the bytes alive now by category."""

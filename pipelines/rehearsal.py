@@ -119,12 +119,13 @@ class _Step:
         self.precision = precision_of(config)
         self.optimizers: list[AdamW] = []
         self.zero: Zero | None = None
+        self.summed: dict[Tensor, Tensor] = {}  # parameter -> what ZeRO keeps of its gradient
         self.copies = 0  # bytes of DistributedDataParallel's buckets
         self.ledger = Ledger(self._gradients)
 
     def _gradients(self) -> list[Tensor]:
         held = {id(h.tensor): h.tensor for optimizer in self.optimizers for h in optimizer.held.values()}
-        return [tensor.grad for tensor in held.values() if tensor.grad is not None]
+        return [*self.summed.values(), *(tensor.grad for tensor in held.values() if tensor.grad is not None)]
 
     def build(self) -> None:
         """Make the network and its optimizers, spread as the strategy spreads them."""
@@ -167,11 +168,19 @@ class _Step:
                     first += part.size(rank)
                 spreads += parts
             optimizer.distribute(spreads, None, held, stay=stage != 3)
-        for parameter in self.module.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
         own = sum(group["params"][0].numel() for optimizer in self.optimizers for group in optimizer.param_groups)
         self.zero = Zero(self.module, stage, own, world_size)
+        for parameter in self.module.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._sum_up)
+
+    def _sum_up(self, parameter: Tensor) -> None:
+        """Do with a gradient what ZeRO does."""
+        assert self.zero is not None
+        assert parameter.grad is not None
+        if parameter not in self.summed:
+            self.summed[parameter] = self.zero.kept_of(parameter.grad)
+        parameter.grad = None
 
     def states(self) -> list[int]:
         """Return the bytes of optimizer state of each rank: whole matrices count where their owner is, all else by the share of it."""
@@ -198,9 +207,12 @@ class _Step:
             loss: Any = self.module.training_step(batch, 0)
         self.ledger.phase = "backward"
         (loss["loss"] if isinstance(loss, dict) else loss).backward()
+        if self.zero:
+            self.ledger.mark("communication", self.zero.averaging(self.module))
 
     def update(self) -> None:
         """Make the optimizers' step, in which Fira looks for new bases."""
+        self.summed.clear()
         self.ledger.phase = "optimizer step"
         for optimizer in self.optimizers:
             for group in optimizer.param_groups if self.zero else ():
