@@ -52,7 +52,7 @@ def add_constants(parser: argparse.ArgumentParser) -> None:
 
 def matrices_of(size: str, config: FiraConfig) -> tuple[Fira, int]:
     """Make the optimizer of a LLaMA without memory; return it and the number of all weights."""
-    from lightning_modules.fira.llama import new_llama  # takes seconds, which every process of sharded_step.py would spend
+    from lightning_modules.language.llama import new_llama  # takes seconds, which every process of sharded_step.py would spend
 
     with torch.device("meta"):
         model = new_llama(size, 32000, 1024)

@@ -41,7 +41,7 @@ VOCABULARY = 4096
 
 def shapes_of(size: str, layers: int) -> Shapes:
     """Name the parameters of a LLaMA, of its first `layers` layers only."""
-    from lightning_modules.fira.llama import new_llama  # takes seconds, which every process would spend
+    from lightning_modules.language.llama import new_llama  # takes seconds, which every process would spend
 
     with torch.device("meta"):
         model = new_llama(size, VOCABULARY, 1024)

@@ -138,11 +138,11 @@ def test_the_import_contracts_watch_a_new_method(grown):
     lint = ("-c", "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())")
     kept = python(*lint)
     assert kept.returncode == 0, kept.stdout + kept.stderr
-    (copy / "lightning_modules/slope/idea.py").write_text("import lightning\nfrom lightning_modules.fira import llama\n")
+    (copy / "lightning_modules/slope/idea.py").write_text("import lightning\nfrom lightning_modules.fira import module\n")
     broken = python(*lint)
     assert broken.returncode == 1
     assert "lightning_modules.slope.idea -> lightning (l.1)" in broken.stdout
-    assert "lightning_modules.slope.idea -> lightning_modules.fira.llama (l.2)" in broken.stdout
+    assert "lightning_modules.slope.idea -> lightning_modules.fira.module (l.2)" in broken.stdout
 
 
 def test_a_wheel_holds_the_code_and_the_configuration_of_a_new_method(grown, tmp_path):

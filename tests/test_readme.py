@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datamodules.tokenization import train_tokenizer
-from lightning_modules.fira.llama import new_llama
+from lightning_modules.language.llama import new_llama
 from pipelines.__main__ import COMMANDS
 from pipelines.catalog import choices_of
 

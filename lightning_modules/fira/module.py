@@ -1,8 +1,6 @@
 """Causal language modelling with LLaMA: the job on which the Fira optimizer is pre-trained and fine-tuned."""
 
 import math
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -14,33 +12,20 @@ from torch import Tensor
 from torchmetrics import SumMetric
 
 from datamodules.tokenization import vocabulary_here
-from lightning_modules.base import Exportable, MethodModule, OptimizerFactory, Rehearsal
-from lightning_modules.fira.llama import add_lora, load_pretrained, new_llama, place_of, require_compiler
-from lightning_modules.fira.weights import draw_weights, find_weights, read_weights
+from lightning_modules.base import OptimizerFactory, Rehearsal
+from lightning_modules.language.base import LanguageModule
+from lightning_modules.language.lora import LoraSection, add_lora
+from lightning_modules.language.network import Recipe, require_compiler
 
 VOCABULARY = 32000  # tokens of LLaMA (Touvron et al. 2023)
 
 
 @dataclass(frozen=True)
-class LoraSection:
-    rank: int = 0
-    """rank of the LoRA factors; 0: no LoRA, all weights train"""
+class FiraLoraSection(LoraSection):
     alpha: float = 64.0
     """LoRA scale: the update is multiplied by alpha / rank"""
-    dropout: float = 0.05
-    """dropout on the input of the LoRA factors"""
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"])
     """names of the linear layers that get factors"""
-
-    def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ValueError(f"rank: must be 0 (no LoRA) or above, not {self.rank}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: must lie in 0..1, not {self.dropout}")
-
-    def without_effect(self) -> dict[str, str]:
-        """Name what only adapters need."""
-        return {} if self.rank else dict.fromkeys(("alpha", "dropout", "targets"), "rank=0 means no LoRA")
 
 
 @dataclass(frozen=True)
@@ -53,7 +38,7 @@ class FiraModuleConfig:
     """recompute activations in the backward pass: less memory, about a third more time"""
     compile: bool = False
     """compile the network with torch.compile"""
-    lora: LoraSection = field(default_factory=LoraSection)
+    lora: FiraLoraSection = field(default_factory=FiraLoraSection)
     """low-rank adapters for fine-tuning"""
 
     def without_effect(self) -> dict[str, str]:
@@ -61,87 +46,25 @@ class FiraModuleConfig:
         return {"size": f"pretrained={self.pretrained} has its own"} if self.pretrained else {}
 
 
-class FiraModule(MethodModule):
+class FiraModule(LanguageModule):
     """Next-token prediction over packed blocks; reports the loss in nats a token, perplexity by token and by byte."""
 
     STRATEGIES = ("single", "ddp", "fsdp", "deepspeed")
 
     def __init__(self, config: FiraModuleConfig, optimizer: OptimizerFactory) -> None:
-        super().__init__(config, optimizer)
-        self.model: Any = None  # made in configure_model, when the data knows its vocabulary
+        super().__init__(config, optimizer, config.pretrained)
         self.val_nll = SumMetric(nan_strategy="disable")
         self.val_tokens = SumMetric(nan_strategy="disable")
         self._flops: int | None = None
-        self.strict_loading = not self.is_adapter  # Lightning then accepts checkpoints without the frozen weights
         if config.compile:
             require_compiler()
 
-    @property
-    def is_adapter(self) -> bool:
-        """Tell whether only factors beside a pretrained model are trained."""
-        return bool(self.config.pretrained and self.config.lora.rank)
-
-    def configure_model(self) -> None:
-        """Build the network; called by Lightning on every process, more than once."""
-        if self.model is not None:
-            return
-        config = self.config
-        model, give_weights = self._network()
-        if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.enable_input_require_grads()
-        if config.lora.rank:
-            model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.dropout, config.lora.targets)
-        blocks = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
-        if config.compile:
-            for part in blocks if self.device_mesh is not None else [model]:  # shards are gathered between compiled blocks
-                part.compile()
-        self.model = self.shard(model.train(), blocks)
-        give_weights()
-
-    def _network(self) -> tuple[Any, Callable[[], None]]:
-        """Return the network, and what gives it weights once it is sharded: until then it needs no memory.
-
-        Where nothing is sharded, beside adapters, and from files with other names than the model's, pretrained weights come at once.
-        """
+    def recipe(self) -> Recipe:
         config, data = self.config, self.trainer.datamodule  # type: ignore[attr-defined]
-        device = torch.get_default_device() if self.device_mesh is None else torch.device(self.device_mesh.device_type)
-        if not config.pretrained:
-            with torch.device("meta"):
-                model: Any = new_llama(config.size, data.vocab_size, data.block_size, data.eos_token_id)
-            return self._drawn(model, device)
-        facts = (config.pretrained, data.vocab_size, data.block_size, self._dtype_of_weights())
-        if self.device_mesh is not None and not config.lora.rank:
-            with torch.device("meta"):
-                model = load_pretrained(*facts, weights=False)
-            if found := find_weights(place_of(config.pretrained), model):
-                return model, lambda: read_weights(model, device, found)
-            warnings.warn(f"module.pretrained: {config.pretrained} has no safetensors with the names of its class; "
-                          "each process loads the whole model before it is sharded", stacklevel=2)
-        return load_pretrained(*facts), lambda: None
-
-    def _drawn(self, model: Any, device: torch.device) -> tuple[Any, Callable[[], None]]:
-        """Draw the weights under the run's seed: at once where adapters are added, which look at them."""
-        seed = torch.initial_seed()
-        if not self.config.lora.rank:
-            return model, lambda: draw_weights(model, device, seed)
-        draw_weights(model, device, seed)
-        return model, lambda: None
-
-    def _dtype_of_weights(self) -> torch.dtype:
-        """Keep weights that never change in the type that mixed precision multiplies them in; peft makes the factors float32."""
-        short = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.trainer.precision) if self.is_adapter else None
-        return short or torch.get_default_dtype()  # the default is what trainer.precision asks for
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move or cast as asked, but keep rotary frequencies in float32: rounded to bfloat16 they turn tokens into other positions."""
-        kept = {name: b for name, b in self.named_buffers() if name.endswith("inv_freq")}
-        super()._apply(fn, recurse)
-        for name, frequencies in kept.items():
-            owner, _, leaf = name.rpartition(".")
-            rotary = self.get_submodule(owner)
-            setattr(rotary, leaf, frequencies.to(getattr(rotary, leaf).device))
-        return self
+        return Recipe(
+            config.size, config.pretrained, data.vocab_size, data.block_size, data.eos_token_id, precision=str(self.trainer.precision),
+            gradient_checkpointing=config.gradient_checkpointing, compile=config.compile, lora=config.lora,
+        )
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return the logits (B, T, V) of the token after each of `input_ids` (B, T)."""
@@ -175,9 +98,6 @@ class FiraModule(MethodModule):
         tokens = torch.zeros(data.batch_size, data.block_size, dtype=torch.long)
         return Rehearsal(facts, {"input_ids": tokens, "labels": tokens}, notes)
 
-    def exportable(self) -> Exportable:
-        return Exportable(self.model, self.trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
-
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         total, tokens = self.nll(batch)
         self.val_nll.update(total.double())
@@ -195,12 +115,6 @@ class FiraModule(MethodModule):
         self.log("val/perplexity", math.exp(min(loss, 700.0)), prog_bar=True, sync_dist=True)
         self.log("val/byte_perplexity", math.exp(min(loss * tokens_per_byte, 700.0)), sync_dist=True)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only the factors of an adapter: the model that they belong to stays where it came from."""
-        if self.is_adapter:
-            trained = {name for name, p in self.named_parameters() if p.requires_grad}
-            checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
-
     @property
     def flops_per_batch(self) -> int:
         """Floating-point operations of one training batch on this process: forward and backward, nothing recomputed."""
@@ -215,7 +129,7 @@ class FiraModule(MethodModule):
         with torch.device("meta"):
             copy = type(network)(network.config)
             if lora.rank:
-                copy = add_lora(copy, lora.rank, lora.alpha, lora.dropout, lora.targets)
+                copy = add_lora(copy, lora)
             tokens = torch.zeros(data.batch_size, data.block_size, dtype=torch.long)
             mask = torch.zeros(1, 1, data.block_size, data.block_size)
         return measure_flops(copy, lambda: copy(input_ids=tokens, attention_mask=mask).logits, torch.Tensor.sum)

@@ -167,7 +167,7 @@ def test_recomputing_activations_and_smaller_batches_need_less():
 
 
 def test_a_pretrained_model_is_known_from_its_configuration_alone(tmp_path):
-    from lightning_modules.fira.llama import new_llama
+    from lightning_modules.language.llama import new_llama
 
     with torch.device("meta"):
         model = new_llama("debug", 640, 64)

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.nn import Parameter
 from torch.utils.data import DataLoader
 
-from lightning_modules.fira.llama import new_llama
+from lightning_modules.language.llama import new_llama
 from lightning_modules.optim.adamw import AdamW, AdamWConfig
 from lightning_modules.optim.fira import Fira, FiraConfig
 from lightning_modules.optim.schedule import ScheduleConfig, make_schedule

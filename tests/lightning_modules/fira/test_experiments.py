@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_modules.fira.llama import add_lora, new_llama
+from lightning_modules.language.llama import new_llama
+from lightning_modules.language.lora import add_lora
 from lightning_modules.optim.fira import Fira, FiraConfig
 from lightning_modules.optim.groups import describe
 from lightning_modules.optim.schedule import ScheduleConfig, make_schedule
@@ -91,6 +92,6 @@ def test_fine_tuning_takes_the_settings_of_the_authors_script():
     with torch.device("meta"):
         lora = module.lora
         llama = LlamaForCausalLM(LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=2, num_attention_heads=32))
-        model = add_lora(llama, lora.rank, lora.alpha, lora.dropout, lora.targets)
+        model = add_lora(llama, lora)
         optimizer = Fira([(n, p) for n, p in model.named_parameters() if p.requires_grad], typed(FiraConfig, optim))
     assert all(row.projected and row.rank == 16 for row in describe(optimizer))

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_modules.fira.llama import SIZES, new_llama
-from lightning_modules.fira.module import FiraModule, FiraModuleConfig, LoraSection
+from lightning_modules.fira.module import FiraLoraSection, FiraModule, FiraModuleConfig
+from lightning_modules.language.llama import SIZES, new_llama
 
 
 def random_batch(rows, tokens=16):
@@ -96,7 +96,7 @@ def test_lora_trains_only_its_factors_and_starts_at_the_frozen_model():
     torch.manual_seed(0)
     plain = module_with(FiraModuleConfig(size="debug")).eval()
     torch.manual_seed(0)
-    lora = module_with(FiraModuleConfig(size="debug", lora=LoraSection(rank=4))).eval()
+    lora = module_with(FiraModuleConfig(size="debug", lora=FiraLoraSection(rank=4))).eval()
     tokens = torch.randint(97, (2, 16))
     assert torch.equal(plain(tokens), lora(tokens))
     trained = {name for name, p in lora.named_parameters() if p.requires_grad}
@@ -125,7 +125,7 @@ def test_a_model_that_is_not_there_or_too_short_is_refused_in_one_line(tmp_path)
 
 def test_a_lora_target_without_a_layer_is_refused_with_the_names_there_are():
     with pytest.raises(ValueError, match=r"^module\.lora\.targets: no linear layer is called query; choose from .*q_proj"):
-        module_with(FiraModuleConfig(size="debug", lora=LoraSection(rank=4, targets=["v_proj", "query"])))
+        module_with(FiraModuleConfig(size="debug", lora=FiraLoraSection(rank=4, targets=["v_proj", "query"])))
 
 
 def test_compiling_without_a_compiler_is_refused_before_any_work(monkeypatch):
@@ -157,7 +157,7 @@ def test_flops_are_six_a_weight_and_token_plus_attention():
 
 def test_flops_of_lora_leave_out_the_gradients_of_frozen_weights():
     plain = module_with(FiraModuleConfig(size="debug"))
-    lora = module_with(FiraModuleConfig(size="debug", lora=LoraSection(rank=4)))
+    lora = module_with(FiraModuleConfig(size="debug", lora=FiraLoraSection(rank=4)))
     tokens = 2 * 16
     frozen = sum(layer.weight.numel() for layer in linear_layers(plain))
     factors = sum(p.numel() for p in lora.parameters() if p.requires_grad)

@@ -8,8 +8,8 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from lightning_modules.base import OptimizerFactory
-from lightning_modules.fira.llama import new_llama
-from lightning_modules.fira.module import FiraModule, FiraModuleConfig, LoraSection
+from lightning_modules.fira.module import FiraLoraSection, FiraModule, FiraModuleConfig
+from lightning_modules.language.llama import new_llama
 from lightning_modules.optim.fira import Fira, FiraConfig
 from lightning_modules.optim.schedule import ScheduleConfig
 
@@ -99,7 +99,7 @@ def pretrained(tmp_path):
 
 def test_fira_on_lora_projects_and_trains_the_factors_only(pretrained):
     targets = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
-    config = FiraModuleConfig(pretrained=pretrained, lora=LoraSection(rank=32, alpha=64.0, dropout=0.05, targets=targets))
+    config = FiraModuleConfig(pretrained=pretrained, lora=FiraLoraSection(rank=32, alpha=64.0, dropout=0.05, targets=targets))
     data = RandomTokens()
     module, trainer = fit(config, data, 60, lr=0.01, rank=16, gap=20)
     base = new_llama("debug", VOCABULARY, BLOCK).from_pretrained(pretrained).state_dict()
@@ -115,7 +115,7 @@ def test_fira_on_lora_projects_and_trains_the_factors_only(pretrained):
 
 
 def test_mixed_precision_keeps_frozen_weights_short_and_trains_the_factors_in_full(pretrained):
-    config = FiraModuleConfig(pretrained=pretrained, lora=LoraSection(rank=32))
+    config = FiraModuleConfig(pretrained=pretrained, lora=FiraLoraSection(rank=32))
     module, trainer = fit(config, RandomTokens(), 60, "bf16-mixed", lr=0.01, rank=16, gap=20)
     assert {p.dtype for p in module.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in module.parameters() if not p.requires_grad} == {torch.bfloat16}
@@ -123,7 +123,7 @@ def test_mixed_precision_keeps_frozen_weights_short_and_trains_the_factors_in_fu
 
 
 def test_the_checkpoint_of_an_adapter_holds_the_factors_only_and_gives_the_same_model_back(pretrained, tmp_path):
-    config = FiraModuleConfig(pretrained=pretrained, lora=LoraSection(rank=4))
+    config = FiraModuleConfig(pretrained=pretrained, lora=FiraLoraSection(rank=4))
     module, trainer = fit(config, RandomTokens(), 5, lr=0.01, rank=2)
     trainer.save_checkpoint(tmp_path / "adapter.ckpt")
     saved = torch.load(tmp_path / "adapter.ckpt", weights_only=True)["state_dict"]

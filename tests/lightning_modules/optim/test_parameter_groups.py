@@ -5,7 +5,7 @@ import torch
 from small_training import gradients_of_all, small_fira, train
 from torch.nn import Parameter
 
-from lightning_modules.fira.llama import new_llama
+from lightning_modules.language.llama import new_llama
 from lightning_modules.optim.adamw import AdamW, AdamWConfig
 from lightning_modules.optim.fira import Fira, FiraConfig
 from lightning_modules.optim.groups import describe

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_training import SHAPES, drifting_gradients, everything, gradients_of_all, same_bits, small_fira, train
 
-from lightning_modules.fira.llama import new_llama
+from lightning_modules.language.llama import new_llama
 from lightning_modules.optim import fira
 from lightning_modules.optim.projection import find_basis, squared_row_norms, tall_view, with_canonical_signs
 

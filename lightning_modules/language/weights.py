@@ -31,7 +31,7 @@ def draw_weights(model: PreTrainedModel, device: torch.device, seed: int) -> Non
     """Give fresh weights to a network without memory, as its own class draws them; the order of random numbers elsewhere is kept."""
     model.to_empty(device=device)
     with torch.random.fork_rng(devices=[]):
-        for name, layer in model.named_modules():
+        for name, layer in reversed([*model.named_modules()]):  # children first: T5's attention then draws over what its layers drew
             with _whole_parameters(layer):
                 torch.manual_seed(seed_of(seed, name))
                 model._init_weights(layer)
@@ -40,15 +40,20 @@ def draw_weights(model: PreTrainedModel, device: torch.device, seed: int) -> Non
 
 @contextmanager
 def _whole_parameters(layer: nn.Module) -> Iterator[None]:
-    """Put whole parameters on the CPU in place of a layer's own; take over the part that this process holds at the end."""
-    own = {name: p for name, p in layer.named_parameters(recurse=False) if isinstance(p, DTensor) or p.device.type != "cpu"}
-    layer._parameters.update({name: Parameter(torch.empty(p.shape, dtype=p.dtype, device="cpu")) for name, p in own.items()})
+    """Put whole parameters on the CPU in place of a layer's own and its children's; at the end take over what this process holds of the
+    ones that were drawn.
+    """
+    held = [(owner, name, p) for owner in (layer, *layer.children()) for name, p in owner.named_parameters(recurse=False)
+            if isinstance(p, DTensor) or p.device.type != "cpu"]
+    wholes = [Parameter(torch.empty(p.shape, dtype=p.dtype, device="cpu")) for _, _, p in held]
+    for (owner, name, _), whole in zip(held, wholes):
+        owner._parameters[name] = whole
+    untouched = [whole._version for whole in wholes]
     yield
-    for name, p in own.items():
-        whole = layer._parameters[name]
-        assert whole is not None
-        layer._parameters[name] = p
-        _fill(p, whole.detach())
+    for (owner, name, p), whole, version in zip(held, wholes, untouched):
+        owner._parameters[name] = p
+        if whole._version != version:
+            _fill(p, whole.detach())
 
 
 @torch.no_grad()

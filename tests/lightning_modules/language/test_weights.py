@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_modules.fira.llama import new_llama
-from lightning_modules.fira.weights import draw_weights, find_weights, read_weights
+from lightning_modules.language.llama import new_llama
+from lightning_modules.language.weights import draw_weights, find_weights, read_weights
 
 WORKER = Path(__file__).with_name("shard_worker.py")
 
