@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -89,7 +90,7 @@ class TrainingLoader:
     An epoch that the trainer cuts short (limit_train_batches) goes on in the next one instead of starting anew.
     """
 
-    def __init__(self, blocks: PackedBlocks, order: TrainingOrder, workers: int = 0) -> None:
+    def __init__(self, blocks: Dataset, order: TrainingOrder, workers: int = 0) -> None:
         self.blocks, self.order, self.workers = blocks, order, workers
         self.epoch = self.offset = 0
         self._iterator: Any = None  # under this name, Lightning stops its workers at the end of a run
@@ -147,6 +148,11 @@ def batches_from(dataset: Dataset, workers: int, **options: Any) -> Iterator[Any
             del os.environ["TOKENIZERS_PARALLELISM"]
         else:
             os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def place() -> tuple[int, int]:
+    """Rank of this process, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def _leave_interrupts_to_the_run(worker: int) -> None:

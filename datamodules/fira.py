@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import torch.distributed as dist
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.blocks import PackedBlocks, TrainingLoader, TrainingOrder, held_out_loader
+from datamodules.blocks import PackedBlocks, TrainingLoader, TrainingOrder, held_out_loader, place
 from datamodules.cache import FORMAT, StreamFacts, TokenStream, build_once, token_stream
 from datamodules.hub import HubCorpus, HubDataset
 from datamodules.rows import DataError, RowFormat
@@ -255,7 +254,7 @@ class FiraData(L.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """Batches in a seeded order that a checkpoint restores exactly."""
-        rank, world_size = _place()
+        rank, world_size = place()
         overfit = getattr(self.trainer, "overfit_batches", 0)
         if self._text:
             stream = StreamLoader(self._text, self.config.batch_size, self.config.stream_epoch, self.config.workers, rank, world_size)
@@ -268,13 +267,13 @@ class FiraData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Every held-out token once, in order."""
-        return held_out_loader(self._blocks("valid"), self.config.batch_size, *_place())
+        return held_out_loader(self._blocks("valid"), self.config.batch_size, *place())
 
     def test_dataloader(self) -> DataLoader:
         """Every token of the test files once, in order."""
         if "test" not in self._streams:
             raise DataError("there are no test files; name some with data.test=[...], or put test.* into data.root")
-        return held_out_loader(self._blocks("test"), self.config.batch_size, *_place())
+        return held_out_loader(self._blocks("test"), self.config.batch_size, *place())
 
     @property
     def seed(self) -> int:
@@ -318,8 +317,3 @@ class FiraData(L.LightningDataModule):
 
 def _key(*parts: Any) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
-
-
-def _place() -> tuple[int, int]:
-    """Rank of this process, and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)

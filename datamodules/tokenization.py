@@ -14,6 +14,7 @@ from datamodules.text import DataError
 log = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
+PADDING_TOKEN = "<|padding|>"
 TRAINING_BYTES = 100_000_000  # text that a tokenizer is trained on at most: more changes the merges very little
 SMALLEST_VOCABULARY = 257  # every byte, and the end of a text
 
@@ -61,17 +62,22 @@ def _refusal(name: str, error: Exception) -> DataError:
     return DataError(f"data.tokenizer={name}: cannot be loaded ({reason}); give a folder, a name on the Hub, or train")
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE: any text survives encoding and decoding. The same documents give the same tokenizer."""
+def train_tokenizer(documents: Iterable[str], vocab_size: int, for_answers: bool = False) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE: any text survives encoding and decoding. The same documents give the same tokenizer.
+
+    `for_answers`: each digit is a token, so that a small model can learn to calculate, and there is a token for padding.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words]) if for_answers else words
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False,
+    special = {"eos_token": END_OF_TEXT, **({"pad_token": PADDING_TOKEN} if for_answers else {})}
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(special.values()), show_progress=False,
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
     tokenizer.train_from_iterator(_first_bytes(documents, TRAINING_BYTES), trainer)
     if tokenizer.get_vocab_size() < vocab_size:
         log.warning("the text gives a vocabulary of %d, not of %d as data.vocab_size asks", tokenizer.get_vocab_size(), vocab_size)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
 
 
 def _first_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:
@@ -87,7 +93,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
     """Turn texts into tokens; nothing is added, and a special token spelled out in a text is read as plain text."""
     if not texts:
         return []
-    backend = _plain_backend(tokenizer)
+    backend = plain_backend(tokenizer)
     if backend is None:
         return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
@@ -95,12 +101,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash what decides the tokens of a text."""
-    backend = _plain_backend(tokenizer)
+    backend = plain_backend(tokenizer)
     content = backend.to_str() if backend is not None else repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())))
     return hashlib.sha256(f"{tokenizer.eos_token_id} {content}".encode()).hexdigest()
 
 
-def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
     """Set the fast tokenizer, if there is one, to whole texts: some files cut or pad every text to the model's length."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
