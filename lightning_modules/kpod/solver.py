@@ -21,6 +21,8 @@ def solve(costs: np.ndarray, clusters: np.ndarray, budget: float, beta: float, t
     `ties` (n,), the index where none are given. With beta = 0 every density is 1, and `ties` alone decide. With `augment`, G reaches
     half of the optimum or more.
     """
+    if not len(costs):
+        return np.empty(0, np.int64)
     ties = np.arange(len(costs)) if ties is None else ties
     queue = by_density(costs, clusters, ties) if beta > 0 else np.argsort(ties)
     taken = _affordable(costs, queue, budget)
@@ -76,5 +78,5 @@ def _augmented(costs: np.ndarray, clusters: np.ndarray, ties: np.ndarray, taken:
 def _or_dearest(costs: np.ndarray, taken: np.ndarray, budget: float) -> np.ndarray:
     """Return the dearest affordable question alone where it outweighs all that were taken: one of the two is half of the optimum."""
     affordable = np.where(costs <= budget, costs, -1.0)
-    dearest = int(affordable.argmax()) if len(costs) else 0
-    return np.array([dearest]) if len(costs) and affordable[dearest] > costs[taken].sum() else taken
+    dearest = int(affordable.argmax())
+    return np.array([dearest]) if affordable[dearest] > costs[taken].sum() else taken
