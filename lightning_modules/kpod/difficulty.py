@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from datamodules.blocks import IGNORED
 from datamodules.samples import Samples
+from lightning_modules.kpod.loss import token_nll
 
 log = logging.getLogger(__name__)
 
@@ -53,15 +53,9 @@ def step_difficulties(nll: np.ndarray, samples: Samples, weights: np.ndarray | N
     return np.add.reduceat(products, _starts(segments)) if len(products) else products
 
 
-def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the negative log-likelihood of each label in nats, float32 (B, T), 0 at label -100; `logits` (B, T, V) may be of any type."""
-    labels = labels.to(logits.device)
-    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none").view_as(labels)
-
-
 def targets_of(batch: Batch, logits: Tensor, samples: Samples) -> dict[int, np.ndarray]:
     """Return for each sample of a batch in which no step is given the NLL of its targets: of the flat places from its first step on."""
-    nll = token_nll(logits, batch["labels"]).cpu().numpy()
+    nll = token_nll(logits, batch["labels"].to(logits.device)).cpu().numpy()
     wanted = (batch["labels"] != IGNORED).cpu().numpy()
     found = {}
     for row, index in enumerate(batch["index"].tolist()):

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from problem_samples import logits_of, samples_in, student
 
-from lightning_modules.kpod.difficulty import nll_of_all, segment_softmax, step_difficulties, token_nll
+from lightning_modules.kpod.difficulty import nll_of_all, segment_softmax, step_difficulties
 
 
 def test_the_softmax_sums_to_one_in_each_segment_and_is_that_of_torch():
@@ -50,16 +49,6 @@ def test_equal_weights_give_the_mean_of_each_step_as_no_weights_do(tmp_path):
              for i in range(len(samples)) for k in range(samples.counts[i])]
     assert np.allclose(step_difficulties(nll, samples, np.full(len(nll), 0.7, np.float32)), means, rtol=1e-12)
     assert np.allclose(step_difficulties(nll, samples), means, rtol=1e-12)
-
-
-def test_the_likelihood_is_worked_out_in_float32_whatever_the_logits_are():
-    logits, labels = torch.randn(2, 3, 7), torch.tensor([[1, -100, 6], [0, 2, -100]])
-    found = token_nll(logits.bfloat16(), labels)
-    assert found.dtype == torch.float32
-    exact = -F.log_softmax(logits.bfloat16().double(), -1)
-    for row, place in ((0, 0), (0, 2), (1, 0), (1, 1)):
-        assert found[row, place] == pytest.approx(exact[row, place, labels[row, place]].item(), abs=1e-6)
-    assert found[0, 1] == found[1, 2] == 0
 
 
 def one_forward_a_step(model, samples, i, layout):
