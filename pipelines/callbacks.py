@@ -32,16 +32,18 @@ class SeedEachBatch(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Seed the first weights, too: preparing the data may have drawn numbers, and draws none when they are cached."""
-        self._seed("weights")
+        seed_at(self.seed, "weights")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._seed(f"{trainer.global_rank} {trainer.fit_loop.total_batch_idx}")
+        seed_at(self.seed, f"{trainer.global_rank} {trainer.fit_loop.total_batch_idx}")
 
-    def _seed(self, place: str) -> None:
-        number = int.from_bytes(hashlib.blake2b(f"{self.seed} {place}".encode(), digest_size=8).digest(), "big") >> 1
-        random.seed(number)
-        np.random.seed(number % 2**32)
-        torch.manual_seed(number)
+
+def seed_at(seed: int, place: str) -> None:
+    """Seed python, numpy and torch as a run of `seed` does at a place: "weights", or the rank and the batches so far."""
+    number = int.from_bytes(hashlib.blake2b(f"{seed} {place}".encode(), digest_size=8).digest(), "big") >> 1
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.manual_seed(number)
 
 
 class RunRecord(Callback):

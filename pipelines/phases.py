@@ -8,7 +8,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 from lightning_modules.base import MethodModule, Phase
 from pipelines.build import Built, make_trainer
-from pipelines.callbacks import RunRecord
+from pipelines.callbacks import RunRecord, seed_at
 from pipelines.checkpoints import Interrupted
 from pipelines.pictures import draw_loss
 from pipelines.processes import rank
@@ -23,6 +23,7 @@ def run_phases(config: RunConfig, built: Built) -> None:
         return
     built.data.prepare_data()
     built.data.setup("fit")
+    seed_at(config.run.seed, "weights")  # a phase may look at the weights that the method will start from
     for phase in built.module.phases(built.data):
         if phase.done:
             _say(f"{phase.name}: done before, in {phase.folder}")
