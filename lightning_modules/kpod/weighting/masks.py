@@ -45,7 +45,7 @@ def relaxed_mask(logits: Tensor, temperature: float, hard: bool = False) -> Tens
     """
     uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
     soft = torch.sigmoid((logits + uniform.log() - torch.log1p(-uniform)) / temperature)
-    return (soft > 0.5).to(soft.dtype) + soft - soft.detach() if hard else soft
+    return (soft > 0.5).to(soft.dtype) + (soft - soft.detach()) if hard else soft
 
 
 def random_mask(like: Tensor, share: float) -> Tensor:

@@ -33,7 +33,7 @@ MEANS = ("answer_loss", "answer_loss_masked", "answer_loss_question", "mask_rati
 class WeightingConfig:
     predictor: str = "tiny"
     """what predicts the answer: tiny or small with fresh weights, or the hub name or folder of a T5, such as google/flan-t5-large"""
-    epochs: int = 5
+    epochs: int = 4
     """passes over the training samples"""
     batch_size: int = 16
     """samples of each process in a batch; each is read as often as it has prefixes"""
@@ -55,8 +55,8 @@ class WeightingConfig:
     """share of the training, after the warm-up, in which the price rises from 0 to alpha"""
     mask_share: float = 0.3
     """share of the tokens that random masks hide"""
-    prefixes: int = 3
-    """beginnings of each rationale from which the answer is predicted, besides the whole"""
+    prefixes: int | None = None
+    """beginnings of a rationale from which the answer is predicted, besides the whole; None: 1 with fresh weights, 3 with pretrained ones"""
     prefix_kind: Literal["some_step_ends", "every_step_end", "some_lengths"] = "some_step_ends"
     """which beginnings: some that end with a step, all of these, or any number of tokens"""
     hidden: int = 256
@@ -86,7 +86,7 @@ class WeightingConfig:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name}: must be above 0, not {getattr(self, name)}")
         for name in ("alpha", "weight_decay", "prefixes"):
-            if not getattr(self, name) >= 0:
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: must be 0 or above, not {getattr(self, name)}")
         for name in ("warmup", "ramp", "mask_share", "held_out"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
@@ -113,6 +113,10 @@ class WeightingConfig:
     @property
     def rate(self) -> float:
         return self.lr if self.lr is not None else 3e-3 if self.is_fresh else 5e-5
+
+    @property
+    def beginnings(self) -> int:
+        return self.prefixes if self.prefixes is not None else 1 if self.is_fresh else 3
 
 
 class TwoRates(AdamW):
@@ -175,7 +179,7 @@ class WeightingModule(MethodModule):
         if self.config.prefix_kind == "every_step_end":
             return cuts.every_step_end(steps)
         draw = cuts.some_lengths if self.config.prefix_kind == "some_lengths" else cuts.some_step_ends
-        return draw(steps, self.config.prefixes)
+        return draw(steps, self.config.beginnings)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         progress, config = self.progress, self.config

@@ -47,7 +47,7 @@ class WeightingNetwork(nn.Module):
         """Return the logits of w, (B, T) float32, and the embeddings (B, T, D) that masks go on."""
         embedded = self.predictor.embed(self.embedding, batch["input_ids"])
         rationale = batch["steps"] >= 0
-        first = int(rationale.any(0).float().argmax())  # column in which all rationales begin: the generator sees no prompt
+        first = beginning(batch["steps"])  # the generator sees no prompt
         found, context = self.weigher(embedded[:, first:], rationale[:, first:])
         logits = F.pad(found, (first, 0))
         if self.in_context:
@@ -60,9 +60,11 @@ class WeightingNetwork(nn.Module):
 
     def answer_nll(self, batch: Batch, embedded: Tensor, mask: Tensor, prefixes: Prefixes) -> Tensor:
         """Return the answer's loss in nats, (R,), after each prefix of the rationales that `mask` (B, T) leaves of `embedded`."""
-        seen = masked(embedded, mask, batch["steps"] >= 0, self.masked_token)
-        rows = prefixes.sample
-        return self.predictor(self.embedding, seen[rows], prefixes.cover(batch["steps"]), batch["labels"][rows])
+        seen = masked(embedded, mask, batch["steps"] >= 0, self.masked_token)[prefixes.sample]
+        ends = (beginning(batch["steps"]) + prefixes.tokens)[:, None] == torch.arange(seen.shape[1] + 1, device=seen.device)  # (R, T + 1)
+        seen = torch.where(ends[..., None], self.predictor.end.to(seen.dtype), F.pad(seen, (0, 0, 0, 1)))  # T5 closes what it reads
+        attended = F.pad(prefixes.cover(batch["steps"]), (0, 1)) | ends
+        return self.predictor(self.embedding, seen, attended, batch["labels"][prefixes.sample])
 
     def loss(self, batch: Batch, embedded: Tensor, mask: Tensor, prefixes: Prefixes, price: float, by_length: bool = False) -> Loss:
         """Return Eq 7 with both parts divided by the rationale's length |r|: mean over prefixes + price times the mean of m.
@@ -76,3 +78,7 @@ class WeightingNetwork(nn.Module):
         lengths = rationale.sum(-1) if by_length else 1.0
         return Loss(((answer + price * ratio) * lengths).mean(), answer.detach().mean(), ratio.detach().mean())
 
+
+def beginning(steps: Tensor) -> int:
+    """Return the column in which all rationales of a batch begin; `steps` (B, T)."""
+    return int((steps >= 0).any(0).float().argmax())
