@@ -33,7 +33,7 @@ MEANS = ("answer_loss", "answer_loss_masked", "answer_loss_question", "mask_rati
 class WeightingConfig:
     predictor: str = "tiny"
     """what predicts the answer: tiny or small with fresh weights, or the hub name or folder of a T5, such as google/flan-t5-large"""
-    epochs: int = 4
+    epochs: int = 3
     """passes over the training samples"""
     batch_size: int = 16
     """samples of each process in a batch; each is read as often as it has prefixes"""
@@ -56,7 +56,7 @@ class WeightingConfig:
     mask_share: float = 0.3
     """share of the tokens that random masks hide"""
     prefixes: int | None = None
-    """beginnings of a rationale from which the answer is predicted, besides the whole; None: 1 with fresh weights, 3 with pretrained ones"""
+    """beginnings of a rationale from which the answer is predicted, beside the whole; None: 1 with fresh weights, 3 with pretrained ones"""
     prefix_kind: Literal["some_step_ends", "every_step_end", "some_lengths"] = "some_step_ends"
     """which beginnings: some that end with a step, all of these, or any number of tokens"""
     hidden: int = 256
