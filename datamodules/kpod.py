@@ -18,11 +18,12 @@ from datamodules.cache import build_once
 from datamodules.collation import Form, FullBatches, Prompts, TrainingBatches, full_batches, loader_of, shared_out
 from datamodules.curriculum import Curriculum, CurriculumLoader, CurriculumOrder
 from datamodules.problems import problems
-from datamodules.question_sets import file_rows, folder_rows, hub_rows
+from datamodules.question_sets import Copy, file_rows, folder_rows, hub_rows
 from datamodules.rationales import AnswerKind, Rationale, RowCheck, Sifted, digest, rewritten, set_aside
 from datamodules.rows import DataError
 from datamodules.samples import Left, Samples, Wording, make_samples, prompt_tokens
 from datamodules.steps import plain_symbols
+from datamodules.teacher import Teacher
 from datamodules.tokenization import load_tokenizer, train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class KpodDataConfig:
     """test files"""
     hub: str | None = None
     """name of another copy of the data set on the Hub, or a folder laid out like it; with source=hub None: the original"""
+    subset: str | None = None
+    """configuration of a copy; without effect on the original"""
     revision: str | None = None
     """branch, tag or commit of the data set on the Hub; None: the newest"""
     answers: Literal["auto", "number", "letter", "text"] = "auto"
@@ -56,6 +59,16 @@ class KpodDataConfig:
     """questions asked at each validation, the first ones; None: all"""
     max_bad: float = 0.01
     """share of rows that may be unusable before the run is refused; they are listed in the cache"""
+    teacher: str | None = None
+    """hub name or folder of a language model that writes the rationales of training rows without one; None: such rows are left out"""
+    teacher_rewrites: bool = False
+    """let the teacher write the rationales of all training rows"""
+    teacher_batch_size: int = 8
+    """questions that the teacher answers at a time"""
+    teacher_max_new_tokens: int = 256
+    """tokens of a teacher's rationale at most"""
+    teacher_temperature: float = 0.0
+    """of the teacher's sampling; 0: the likeliest token each time"""
     filter_incorrect: bool = False
     """leave out training rows whose rationale does not reach the answer, by the row's teacher_correct or its last number"""
     splitter: Literal["sentence", "dot"] = "sentence"
@@ -94,7 +107,8 @@ class KpodDataConfig:
     """order of the training samples, splits by hash and made problems; None: run.seed"""
 
     def __post_init__(self) -> None:
-        for name in ("eval_questions", "max_steps", "batch_size", "eval_batch_size", "problems", "held_out_problems", "problem_steps"):
+        for name in ("eval_questions", "max_steps", "batch_size", "eval_batch_size", "problems", "held_out_problems", "problem_steps",
+                     "teacher_batch_size", "teacher_max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}: must be above 0, not {value}")
@@ -103,6 +117,10 @@ class KpodDataConfig:
                 raise ValueError(f"{name}: must not be negative, not {getattr(self, name)}")
         if not 0 < self.held_out_share < 0.5:
             raise ValueError(f"held_out_share: must lie between 0 and 0.5, not {self.held_out_share}")
+        if self.teacher_temperature < 0:
+            raise ValueError(f"teacher_temperature: must not be negative, not {self.teacher_temperature}")
+        if self.teacher_rewrites and not self.teacher:
+            raise ValueError("teacher: must name a model where teacher_rewrites is true, not None")
         if not 0 <= self.max_bad <= 1:
             raise ValueError(f"max_bad: must lie in 0..1, not {self.max_bad}")
         if not 258 <= self.vocab_size <= 2**20:
@@ -122,12 +140,16 @@ class KpodDataConfig:
         """Name the keys that other sources, tokenizers and students read."""
         idle = {} if self.tokenizer == "train" else {"vocab_size": f"tokenizer={self.tokenizer} has its own"}
         source = self.chosen_source
-        read = {"problems": ("problems", "held_out_problems", "problem_steps"), "hub": ("hub", "revision"),
+        read = {"problems": ("problems", "held_out_problems", "problem_steps"), "hub": ("hub", "subset", "revision"),
                 "files": ("root", "train", "valid", "test", "held_out_share")}
         for name, keys in read.items():
             idle |= dict.fromkeys(keys, f"the rows are from {source}") if name != source else {}
         if source == "problems":
-            idle |= dict.fromkeys(("dataset", "answers", "splitter", "max_steps", "max_bad", "filter_incorrect"), "the rows are made")
+            idle |= dict.fromkeys(("dataset", "answers", "max_bad"), "the rows are made")
+        if source == "problems" and not self.teacher_rewrites:
+            idle |= dict.fromkeys(("splitter", "max_steps", "filter_incorrect", "teacher"), "the rows are made with rationales")
+        if not self.teacher:
+            idle |= dict.fromkeys(("teacher_batch_size", "teacher_max_new_tokens", "teacher_temperature"), "there is no data.teacher")
         if self.train:
             idle["dataset"] = "data.train names the files"
         if self.layout == "causal":
@@ -171,10 +193,10 @@ class KpodData(L.LightningDataModule):
         """
         if self._curriculum:
             return
-        rows = self._rows()
+        rows = self._usable(self._rows())
         train = [row for row in rows if row.split == "train" and row.steps]
         if not train:
-            raise DataError("no training row has a rationale")
+            raise DataError("no training row has a rationale; give rationales, or let a model write them: data.teacher=FOLDER")
         self._tokenizer = self._choose_tokenizer(train)
         if stage == "export":
             return
@@ -191,16 +213,30 @@ class KpodData(L.LightningDataModule):
         if source == "problems":
             counts = {"train": config.problems, "valid": config.held_out_problems, "test": config.held_out_problems}
             return problems(counts, config.problem_steps, self.seed)
-        check = RowCheck(self.answer_kind, config.splitter, config.max_steps)
         if source == "hub":
-            rows, bad = hub_rows(config.dataset, config.hub, config.revision, check, self.seed)
+            rows, bad = hub_rows(config.dataset, Copy(config.hub, config.subset, config.revision), self._check, self.seed)
         elif config.root:
-            rows, bad = folder_rows(config.root, config.dataset, check, config.held_out_share, self.seed)
+            rows, bad = folder_rows(config.root, config.dataset, self._check, config.held_out_share, self.seed)
         else:
             files = {split: getattr(config, split) for split in ("train", "valid", "test")}
-            rows, bad = file_rows(files, check, config.held_out_share, self.seed)
+            rows, bad = file_rows(files, self._check, config.held_out_share, self.seed)
         set_aside(Sifted(rows, bad), self.cache / "kpod" / "quarantine", config.max_bad)
+        return rows
+
+    def _usable(self, rows: list[Rationale]) -> list[Rationale]:
+        """Let the teacher write what is missing, and leave out wrong rationales if so asked."""
+        config = self.config
+        if config.teacher:
+            asked = [row.split == "train" and (config.teacher_rewrites or not row.steps) for row in rows]
+            teacher = Teacher(config.teacher, config.teacher_batch_size, config.teacher_max_new_tokens, config.teacher_temperature,
+                              self.seed)
+            texts = teacher.write([row.question for row, wanted in zip(rows, asked) if wanted], self.cache / "kpod" / "teacher")
+            rows = [self._check.taught(row, texts[row.question], teacher.name) if wanted else row for row, wanted in zip(rows, asked)]
         return _correct_ones(rows) if config.filter_incorrect else rows
+
+    @property
+    def _check(self) -> RowCheck:
+        return RowCheck(self.answer_kind, self.config.splitter, self.config.max_steps)
 
     def _choose_tokenizer(self, train: list[Rationale]) -> PreTrainedTokenizerBase:
         config = self.config

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datamodules.hub import ROWS_AT_A_TIME, HubDataset, batches, height
-from datamodules.rationales import BadRow, Rationale, RowCheck, Sifted, carve, rows_of_file, sift, with_splits
+from datamodules.hub import ROWS_AT_A_TIME, HubDataset, batches
+from datamodules.rationales import BadRow, Rationale, RowCheck, carve, rows_of_file, sift, with_splits
 from datamodules.rows import DataError
 from datamodules.sources import expand
 
@@ -64,30 +64,49 @@ PUBLIC = {
 }
 
 
-def hub_rows(dataset: str, place: str | None, revision: str | None, check: RowCheck, seed: int) -> tuple[list[Rationale], list[BadRow]]:
-    """Read a public data set from the Hub, or from a folder laid out like it (`place`), with the splits of the paper's sizes."""
+@dataclass(frozen=True)
+class Copy:
+    """Where a public data set is read: a name on the Hub or a folder laid out like it; None: the original."""
+
+    place: str | None = None
+    subset: str | None = None
+    revision: str | None = None
+
+    def of(self, public: PublicSet) -> HubDataset:
+        """Return the data set to read."""
+        return HubDataset(self.place or public.name, self.subset or (None if self.place else public.subset), self.revision)
+
+
+def hub_rows(dataset: str, copy: Copy, check: RowCheck, seed: int) -> tuple[list[Rationale], list[BadRow]]:
+    """Read a public data set from the Hub or a folder, with splits of the paper's sizes."""
     if dataset not in PUBLIC:
         raise DataError(f"data.dataset={dataset}: is not known on the Hub; write one of: {', '.join(PUBLIC)}, or give files")
     public = PUBLIC[dataset]
-    source = HubDataset(place or public.name, None if place else public.subset, revision)
+    source = copy.of(public)
     rows, bad = [], []
     for theirs, ours in public.splits.items():
-        sifted = sift(_numbered(source, theirs, public.row), check)
+        sifted = sift(_numbered(_split(source, theirs, public), f"{source}, {theirs}", theirs, public.row), check)
         rows += [replace(row, id=f"{dataset}-{row.id}", split=ours, source=row.source or source.name) for row in sifted.good]
         bad += sifted.bad
     return _paper_sizes(rows, public, seed), bad
 
 
-def _numbered(source: HubDataset, split: str, adapt: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[tuple[str, Any]]:
-    number = 0
-    for table in batches(source.split(split, "data.revision"), ROWS_AT_A_TIME, f"{source}, {split}"):
-        for row in (dict(zip(table, values)) for values in zip(*table.values())):
-            number += 1
-            try:
-                yield f"{split}:{number}", adapt(row)
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                yield f"{split}:{number}", BadRow(f"{split}:{number}", f"is not as in that data set ({type(error).__name__}: {error})", row)
-        assert height(table)
+def _split(source: HubDataset, name: str, public: PublicSet) -> Any:
+    try:
+        return source.split(name, "data.hub")
+    except DataError as error:
+        what, found, _ = str(error).partition("; set data.hub")
+        raise DataError(f"{what}; give a copy with the splits {' and '.join(public.splits)}" if found else str(error)) from None
+
+
+def _numbered(split: Any, label: str, name: str, adapt: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+    rows = (dict(zip(table, values)) for table in batches(split, ROWS_AT_A_TIME, label) for values in zip(*table.values()))
+    for number, row in enumerate(rows, start=1):
+        where = f"{name}:{number}"
+        try:
+            yield where, adapt(row)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            yield where, BadRow(where, f"is not as in that data set ({type(error).__name__}: {error})", row)
 
 
 def _paper_sizes(rows: list[Rationale], public: PublicSet, seed: int) -> list[Rationale]:
@@ -129,6 +148,3 @@ def file_rows(files: dict[str, list[str]], check: RowCheck, share: float, seed: 
 
 def _named(row: Rationale, path: Path) -> Rationale:
     return row if row.source else replace(row, source=path.name)
-
-
-__all__ = ["PUBLIC", "Sifted", "file_rows", "folder_rows", "hub_rows", "with_options"]

@@ -71,11 +71,11 @@ class RowCheck:
     def rationale(self, row: Any, where: str) -> Rationale:
         """Turn a row into a Rationale; raise RowError with the reason if it cannot be used. `where` is its id if it has none."""
         if not isinstance(row, dict):
-            raise RowError(f"a {type(row).__name__} instead of an object")
+            raise RowError(f"{type(row).__name__} instead of an object")
         question, answer = self._text(row, "question"), self._answer(row)
         text = row.get("rationale")
         if text is not None and not isinstance(text, str):
-            raise RowError(f"'rationale' is a {type(text).__name__} instead of a string")
+            raise RowError(f"'rationale' is {type(text).__name__} instead of a string")
         steps = split_steps(text or "", self.splitter, self.max_steps)
         if text and text.strip() and not steps:
             raise RowError("no steps: the rationale has neither letters nor digits")
@@ -83,12 +83,17 @@ class RowCheck:
         return Rationale(str(row.get("id") or where), question, steps, answer, self._split(row),
                          source if isinstance(source, str) else "", self._correct(row, steps, answer))
 
+    def taught(self, row: Rationale, text: str, source: str) -> Rationale:
+        """Give a row a rationale that somebody else wrote."""
+        steps = split_steps(text, self.splitter, self.max_steps)
+        return replace(row, steps=steps, source=source, correct=reaches(steps, row.answer) if self.answers == "number" else None)
+
     def _text(self, row: dict[str, Any], key: str) -> str:
         if key not in row:
             raise RowError(f"no key '{key}'; the row has: {', '.join(sorted(map(str, row))) or '(no keys)'}")
         value = row[key]
         if not isinstance(value, str):
-            raise RowError(f"'{key}' is {'null' if value is None else f'a {type(value).__name__}'} instead of a string")
+            raise RowError(f"'{key}' is {'null' if value is None else type(value).__name__} instead of a string")
         if not value.strip():
             raise RowError(f"'{key}' is empty")
         if any("\ud800" <= character <= "\udfff" for character in value):
