@@ -1,6 +1,7 @@
 """Pictures of token weights: rationales with each token on a colour that says how much it matters, as a web page and as an image."""
 
 import html
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.samples import Samples
 
-COLUMNS = 110  # characters in a line of the image
+COLUMNS = 150  # characters in a line of the image
 LINE = 0.26  # inches
 COLOUR = (193, 68, 14)  # of a token with weight 1
+HEADING = "The darker a token, the more it matters for the answer."
+
+Line = list[tuple[int, str, float | None]]  # column, text and weight, of the question none
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Token weights</title><style>
@@ -22,7 +26,7 @@ h2 {{ font-size: 1em; margin: 0 0 .3em }}
 ol {{ margin: 0; padding-left: 2em }}
 span {{ border-radius: .2em; padding: .1em 0; white-space: pre-wrap }}
 </style></head><body>
-<p>The darker a token, the more it matters for the answer; its weight shows under the pointer.</p>
+<p>{heading} The weight shows under the pointer.</p>
 {sections}
 </body></html>
 """
@@ -63,7 +67,7 @@ def _text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 def draw_html(path: Path, rationales: Sequence[Weighed]) -> Path:
     """Write a web page that needs nothing but itself."""
     sections = "\n".join(_section(rationale) for rationale in rationales)
-    path.write_text(PAGE.format(sections=sections), encoding="utf-8")
+    path.write_text(PAGE.format(heading=HEADING, sections=sections), encoding="utf-8")
     return path
 
 
@@ -81,7 +85,7 @@ def draw_png(path: Path, rationales: Sequence[Weighed]) -> Path:
     """Draw the same as an image, in a font whose characters are equally wide."""
     from matplotlib.figure import Figure
 
-    lines = [line for rationale in rationales for line in _lines(rationale)]
+    lines: list[Line] = [[(0, HEADING, None)], [], *(line for rationale in rationales for line in _lines(rationale))]
     height = max(len(lines), 1) * LINE + 0.2
     figure = Figure(figsize=(11, height), dpi=120)
     axes = figure.add_axes((0.01, 0, 0.98, 1))
@@ -97,9 +101,9 @@ def draw_png(path: Path, rationales: Sequence[Weighed]) -> Path:
     return path
 
 
-def _lines(rationale: Weighed) -> list[list[tuple[int, str, float | None]]]:
+def _lines(rationale: Weighed) -> list[Line]:
     """Break a rationale into lines of (column, text, weight): the question without weights, the steps, an empty line."""
-    lines: list[list[tuple[int, str, float | None]]] = [[(0, rationale.question[:COLUMNS], None)]]
+    lines: list[Line] = [[(0, part, None)] for part in textwrap.wrap(rationale.question, COLUMNS)]
     for step in rationale.by_step():
         column = 2
         lines.append([])

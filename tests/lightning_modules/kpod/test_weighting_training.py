@@ -169,8 +169,8 @@ def test_every_variant_trains(data, options):
 
 def test_a_collapse_is_refused_with_what_to_try_and_leaves_no_outcome(data, tmp_path):
     options = {"alpha": 500.0, "generator_lr": 0.5, "warmup": 0.0, "ramp": 0.0}
-    message = (r"^module\.weighting\.alpha: the weighting has collapsed, its mean token weight 0\.0\d+ is below 0\.02: nearly every token is "
-               r"masked; lower alpha \(now 500\.0\), .* raise module\.weighting\.warmup \(now 0\.0\) or epochs \(now 3\)")
+    message = (r"^module\.weighting\.alpha: the weighting has collapsed, its mean token weight 0\.0\d+ is below 0\.02: nearly every token "
+               r"is masked; lower alpha \(now 500\.0\), .* raise module\.weighting\.warmup \(now 0\.0\) or epochs \(now 3\)")
     with pytest.raises(ValueError, match=message):
         trainer_for().fit(module_for(data, tmp_path, allow_collapse=False, **options), datamodule=data)
     assert not list(tmp_path.iterdir())
