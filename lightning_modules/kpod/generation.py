@@ -49,9 +49,8 @@ class Generator:
         self.model, self.tokenizer, self.config, self.seed = model, tokenizer, config, seed
         self.seq2seq = bool(model.config.is_encoder_decoder)
         self.synced = sharded(model) and dist.get_world_size() > 1
-        if isinstance(model, FSDPModule) and not getattr(model.generate, "gathers", False):
-            register_fsdp_forward_method(model, "generate")  # T5's generate calls the encoder before the network that holds its weights
-            model.generate.__func__.gathers = True
+        if isinstance(model, FSDPModule) and "generate" not in vars(model):  # once
+            register_fsdp_forward_method(model, "generate")  # type: ignore[arg-type]  # T5 calls its encoder before the whole network
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> list[tuple[int, str]]:

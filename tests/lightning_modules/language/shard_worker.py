@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from lightning_modules.fira.module import FiraModule, FiraModuleConfig
+from lightning_modules.language.network import Recipe, blocks_of, build
 
 SEED = 5
 
@@ -56,6 +58,23 @@ def compare(**config):
     }
 
 
+def compare_t5(pretrained=None):
+    """Weights and logits of an encoder-decoder built on one process and on all."""
+    recipe = Recipe("debug", pretrained, 97, 16, eos_token_id=1, pad_token_id=0, seq2seq=True)
+    models = []
+    for mesh in (None, init_device_mesh("cpu", (dist.get_world_size(),))):
+        torch.manual_seed(SEED)
+        model, give_weights = build(recipe, mesh)
+        if mesh is not None:
+            for part in (*blocks_of(model), model):
+                fully_shard(part, mesh=mesh)
+        give_weights()
+        models.append(model)
+    tokens = torch.randint(97, (2, 16), generator=torch.Generator().manual_seed(1))
+    logits = [model(input_ids=tokens, decoder_input_ids=tokens).logits.detach() for model in models]
+    return {"weights": equal(*(dict(model.named_parameters()) for model in models)), "logits": float((logits[0] - logits[1]).abs().max())}
+
+
 def growth(**config):
     """Peak memory that building takes, as a share of the whole model's; on the process that takes most."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -78,6 +97,8 @@ def main():
         "tied": lambda: compare(pretrained=f"{folder}/tied"),
         "headless": lambda: compare(pretrained=f"{folder}/headless"),
         "unsafe": lambda: compare(pretrained=f"{folder}/unsafe"),
+        "t5": lambda: compare_t5(),
+        "pretrained t5": lambda: compare_t5(pretrained=f"{folder}/t5"),
         "growth": lambda: growth(size="130m"),
         "pretrained growth": lambda: growth(pretrained=f"{folder}/large"),
     }
