@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.blocks import IGNORED, PADDING, Batch, TrainingLoader, TrainingOrder, place
 from datamodules.collation import loader_of, shared_out
 from datamodules.rows import DataError
-from datamodules.samples import ANSWER, PROMPT, Samples
+from datamodules.samples import ANSWER, Samples
 from datamodules.tokenization import encode, load_tokenizer
 
 NO_TOKEN = -2  # step of what fills a row up; PROMPT and the steps from 0 are tokens
@@ -130,6 +130,3 @@ def kind_of(piece: str) -> int:
     if any(character.isdigit() for character in text):
         return KINDS.index("digits")
     return KINDS.index("operators" if text and OPERATORS.issuperset(text) else "words")
-
-
-assert NO_TOKEN not in (PROMPT, PADDING)
