@@ -8,8 +8,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from lightning_modules.optim.zero import zero_layout
 
 WORKER = Path(__file__).parent / "strategies" / "zero_worker.py"
 ROUNDING = 1e-5  # largest difference of losses and weights; the weights move by 0.01 and more
@@ -46,7 +49,7 @@ def on_three(folder, on_two):
 def test_the_gradients_of_each_stage_and_wrapper_give_the_bits_that_they_give_on_one_process(on_two):
     compared = [report for report in on_two.values() if "bitwise" in report]
     assert {report["wrapper"] for report in compared} == {"BF16_Optimizer", "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3"}
-    assert len(compared) == 12
+    assert len(compared) == 14
     assert all(report["bitwise"] and report["rounds"] == 8 and report["moved"] > 0.01 for report in compared)
 
 
@@ -63,6 +66,17 @@ def test_two_processes_train_as_one_that_sees_the_whole_batch(on_two, check, tol
     report = on_two[check, stage]
     assert report["loss"] < tolerance
     assert report["weights"] < tolerance
+
+
+@pytest.mark.parametrize(("check", "stage"), [("other order", 2), ("small groups", 3)])
+def test_the_order_and_size_of_deepspeeds_groups_change_nothing(on_two, check, stage):
+    assert on_two[check, stage]["weights"] < ROUNDING
+
+
+@pytest.mark.parametrize("where", ["cpu_offload", "offload_optimizer", "swap_optimizer"])
+def test_offloading_is_refused_with_the_reason(where):
+    with pytest.raises(ValueError, match="offload keeps weights and gradients where the processes cannot exchange them"):
+        zero_layout(SimpleNamespace(**{where: True}), [])
 
 
 @pytest.mark.parametrize("stage", [2, 3])

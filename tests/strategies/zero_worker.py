@@ -98,11 +98,13 @@ class Language(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": make_schedule(optimizer, SLOPE, STEPS), "interval": "step"}}
 
 
-def make(stage, optimizer, clip=None, same=False, **more):
-    """Make a module and a trainer with ZeRO of a stage, or for one process (stage 0)."""
+def make(stage, optimizer, clip=None, same=False, zero=(), **more):
+    """Make a module and a trainer with ZeRO of a stage, and with DeepSpeed's options `zero`; or for one process (stage 0)."""
     extra = {key: more.pop(key) for key in ("spoilt_at", "nonfinite") if key in more}
     module = Language(optimizer, (0, 1) if same or not stage else (RANK, PROCESSES), **extra)
     strategy = Zero(stage, clip, "cpu") if stage else SingleDeviceStrategy("cpu")
+    if stage:
+        strategy.config["zero_optimization"].update(zero)
     return module, L.Trainer(strategy=strategy, devices=PROCESSES if stage else 1, gradient_clip_val=clip, **QUIET, **more)
 
 
@@ -219,6 +221,8 @@ def run(folder, check, *words):
         against_one_process("same batch", (1, 2, 3), "fira", same=True)
         for optimizer in ("adamw", "fira"):
             against_one_process(f"{optimizer}, accumulated, clipped", (1, 2, 3), optimizer, batches=2, clip=0.5)
+        against_one_process("other order", (2,), "fira", zero={"round_robin_gradients": True})
+        against_one_process("small groups", (3,), "fira", zero={"sub_group_size": 20_000})
     elif check == "bf16":
         against_one_process("bf16-mixed", (1, 2, 3), "fira", batches=2, precision="bf16-mixed")
     elif check == "spoilt":
