@@ -111,7 +111,7 @@ class FiraModule(MethodModule):
                 model: Any = new_llama(config.size, data.vocab_size, data.block_size, data.eos_token_id)
             return self._drawn(model, device)
         facts = (config.pretrained, data.vocab_size, data.block_size, self._dtype_of_weights())
-        if self.device_mesh is not None and not config.lora.rank:
+        if self.holds_parts and not config.lora.rank:
             with torch.device("meta"):
                 model = load_pretrained(*facts, weights=False)
             if found := find_weights(place_of(config.pretrained), model):

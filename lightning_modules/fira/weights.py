@@ -1,8 +1,8 @@
 """Weights for a network that was built without memory: drawn or read one matrix at a time, of which a process keeps what it holds.
 
-On the meta device a network has only shapes, and FSDP2 can part it among processes before there is anything to part. Each process
-then needs memory for its rows and for one whole matrix, never for the model. Every layer is drawn from a generator of its own, seeded
-by the layer's name, on the CPU: a seed means the same weights on one process and on many, on a CPU and on a GPU.
+On the meta device a network has only shapes, and FSDP2 or ZeRO 3 can part it among processes before there is anything to part. Each
+process then needs memory for its part and for one whole matrix, never for the model. Every layer is drawn from a generator of its own,
+seeded by the layer's name, on the CPU: a seed means the same weights on one process and on many, on a CPU and on a GPU.
 """
 
 import json
@@ -21,8 +21,9 @@ from torch.nn import Parameter
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from lightning_modules.optim.layout import dtensor_spreads
+from lightning_modules.optim.layout import dtensor_spreads, full_shape
 from lightning_modules.optim.projection import seed_of
+from lightning_modules.optim.zero import fill, is_cut
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -41,8 +42,10 @@ def draw_weights(model: PreTrainedModel, device: torch.device, seed: int) -> Non
 @contextmanager
 def _whole_parameters(layer: nn.Module) -> Iterator[None]:
     """Put whole parameters on the CPU in place of a layer's own; take over the part that this process holds at the end."""
-    own = {name: p for name, p in layer.named_parameters(recurse=False) if isinstance(p, DTensor) or p.device.type != "cpu"}
-    layer._parameters.update({name: Parameter(torch.empty(p.shape, dtype=p.dtype, device="cpu")) for name, p in own.items()})
+    own = {name: p for name, p in layer.named_parameters(recurse=False)
+           if isinstance(p, DTensor) or is_cut(p) or p.device.type != "cpu"}
+    for name, p in own.items():  # in the type in which one process would draw them, which ZeRO may have rounded already
+        layer._parameters[name] = Parameter(torch.empty(full_shape(p), device="cpu"))
     yield
     for name, p in own.items():
         whole = layer._parameters[name]
@@ -54,6 +57,9 @@ def _whole_parameters(layer: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def _fill(parameter: Tensor, whole: Any) -> None:
     """Copy from `whole`, a tensor or a safetensors slice of the parameter's shape, what this process holds, and read no more of it."""
+    if is_cut(parameter):
+        fill(parameter, whole)
+        return
     held = parameter.to_local() if isinstance(parameter, DTensor) else parameter
     if isinstance(held, FakeTensor):  # memory is being estimated, and nothing has values
         return
