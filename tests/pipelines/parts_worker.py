@@ -1,15 +1,20 @@
 """Run by torchrun: save a trained model and its optimizers in parts, and go on from parts that others may have saved.
 
-Prints one JSON line a check on rank 0; test_sharded.py reads them. Words: save=FOLDER and load=FOLDER, in order.
+Prints one JSON line a check on rank 0; test_sharded.py reads them. Words: save=FOLDER, load=FOLDER and memory=FOLDER, in order. For
+the last, the C library has to be told by MALLOC_MMAP_THRESHOLD_=65536 to keep tensors apart from other blocks.
 """
 
+import ctypes
 import sys
+import threading
+import time
 import warnings
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from lightning_modules.optim.adamw import AdamW
 from lightning_modules.optim.fira import Fira, FiraConfig
@@ -88,10 +93,54 @@ def refuse(root):
     say("refused", said=everyone)
 
 
+class MallInfo(ctypes.Structure):
+    """The C library's struct mallinfo2."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+                                                     "fordblks", "keepcost")]
+
+
+def growth(function):
+    """Return by how many bytes in large blocks a call grows at its peak, seen every half millisecond."""
+    ask, over, seen = ctypes.CDLL(None).mallinfo2, threading.Event(), []
+    ask.restype = MallInfo
+
+    def watch():
+        while not over.is_set():
+            seen.append(ask().hblkhd)
+            time.sleep(0.0005)
+
+    before, thread = ask().hblkhd, threading.Thread(target=watch)
+    thread.start()
+    kept = function()
+    seen.append(ask().hblkhd)
+    over.set()
+    thread.join()
+    del kept
+    return max(seen) - before
+
+
+def memory(root):
+    """What saving takes on rank 0, in parts and gathered, as shares of weights and state together."""
+    SHAPES.update({f"large{number}": (1500, 1000) for number in range(4)})
+    together = Rows(*SETTINGS["AdamW"])
+    module, optimizer = together.module, together.optimizer
+    size = 3 * sum(p.numel() * 4 for p in module.parameters())
+
+    def in_parts():
+        checkpoint = {"state_dict": get_model_state_dict(module), "optimizer_states": [optimizer.held_state()]}
+        save_parts(checkpoint, root / "memory.ckpt", dist.get_rank() == 0)
+
+    def gathered():
+        return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True)), optimizer.state_dict()
+
+    say("memory", parts=growth(in_parts) / size, gathered=growth(gathered) / size)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     for check, _, root in (word.partition("=") for word in sys.argv[1:]):
-        {"save": save, "load": load}[check](Path(root))
+        {"save": save, "load": load, "memory": memory}[check](Path(root))
     dist.barrier()
     dist.destroy_process_group()

@@ -28,21 +28,24 @@ def run_on(processes, *words):
     """Start the worker on several gloo processes; return what rank 0 reports."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
                "-m", "tests.pipelines.parts_worker", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=REPOSITORY)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=REPOSITORY, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def test_parts_hold_what_one_process_would_save_and_any_number_of_processes_goes_on_bit_for_bit(tmp_path):
     two, three = tmp_path / "two", tmp_path / "three"
-    reports = run_on(2, f"save={two}", f"load={two}") + run_on(3, f"load={two}", f"save={three}")
-    saved, went_on, refused = ([r for r in reports if r["check"] == check] for check in ("saved", "went on", "refused"))
+    reports = run_on(2, f"save={two}", f"load={two}", f"memory={two}") + run_on(3, f"load={two}", f"save={three}")
+    saved, went_on, refused, [memory] = ([r for r in reports if r["check"] == c] for c in ("saved", "went on", "refused", "memory"))
     assert len(saved) == len(went_on) == 10
     assert [r for r in saved if not (r["weights"] and r["state"] and r["groups"])] == []
     assert [r for r in went_on if not (r["weights"] and r["state"])] == []
     assert {tuple(r["rest"]) for r in saved} == {("state_dict", "global_step")}
     assert {r["sent"] for r in saved} == {0}  # to other processes: nothing is gathered
     assert all(r["most"] < 0.75 * r["all"] for r in saved)
+    assert memory["gathered"] > 0.9  # so the measure sees what it should
+    assert memory["parts"] < 0.1
     assert [len(r["said"]) for r in refused] == [2, 3]
     for anew, optimizer, model in (said for r in refused for said in r["said"]):
         assert anew == "optim.rank: not that of the saved state; 4 matrices start anew"  # the fifth, of one row, has rank 1
