@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_modules.optim.schedule import make_schedule
+from lightning_modules.optim.zero import cut_in_force
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,20 @@ class MethodModule(LightningModule):
         """Draw what training has shown into the run's folder; called on the first process when a run ends."""
         return []
 
+    @property
+    def holds_parts(self) -> bool:
+        """Tell whether `shard` leaves to this process a part of each weight; a network without memory then never needs all of it."""
+        return self.device_mesh is not None or cut_in_force() is not None
+
     def shard(self, network: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
-        """Spread a network's weights by rows where the strategy is FSDP2, each of `blocks` gathered on its own; else leave it."""
+        """Spread a network's weights: by rows under FSDP2, each of `blocks` gathered on its own; in chunks under ZeRO 3; else leave it."""
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
             for block in blocks:
                 fully_shard(block, mesh=mesh)
             fully_shard(network, mesh=mesh)
+        elif cut := cut_in_force():
+            cut(network)
         return network
 
     def rehearsal(self, data: Any, vocab_size: int | None) -> Rehearsal | None:

@@ -12,8 +12,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from pipelines.runs import LAST, PART, steps_saved
+from pipelines.runs import LAST, PART, clear_parts, put_in_place, remove_checkpoint, steps_saved
 from pipelines.schema import CheckpointSection
+from pipelines.sharded import Parts, load_whole
 from pipelines.tracking import MetricsFile
 
 STOP = (signal.SIGINT, signal.SIGTERM)
@@ -57,19 +58,22 @@ class WholeFiles(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(part, final)
+            put_in_place(part, final)
         finally:
             part.unlink(missing_ok=True)
-        _sync(final.parent)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint whole, a sharded one as if it were the file."""
+        if Path(path).is_dir():
+            return load_whole(Path(path))
+        return super().load_checkpoint(path, map_location, weights_only)
 
 
-def _sync(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def weights_in(path: Path) -> dict[str, Any]:
+    """Read the whole weights of a checkpoint, and nothing else."""
+    if path.is_dir():
+        return Parts(path).weights()
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
 
 
 class Checkpoints(Callback):
@@ -97,8 +101,7 @@ class Checkpoints(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         Workers.shielded = True
         if trainer.is_global_zero:
-            for left in self.folder.glob(f"*{PART}"):  # by a process that was killed while it wrote
-                left.unlink()
+            clear_parts(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = trainer.global_step
@@ -170,7 +173,7 @@ class Checkpoints(Callback):
     def _forget_old(self) -> None:
         if self.config.keep >= 0:
             for path in steps_saved(self.folder)[: -1 - self.config.keep]:
-                path.unlink()
+                remove_checkpoint(path)
 
 
 def _call_last(path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipelines import describe
 from pipelines.config import ConfigError, from_yaml, split_flags
-from pipelines.runs import SETTINGS, newest_checkpoint, step_of
+from pipelines.runs import ALONE, SETTINGS, named_checkpoint, newest_checkpoint, step_of
 
 FLAGS = ("--help",)
 
@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int:
 def _alone(words: list[str]) -> list[str]:
     """Evaluate on one process unless the words say otherwise: a checkpoint is the same whatever strategy wrote it."""
     chosen = any(word.startswith(("strategy", "trainer.devices", "trainer.num_nodes")) for word in words)
-    return [] if chosen else ["strategy=single", "trainer.devices=1", "trainer.num_nodes=1"]
+    return ["checkpoint.sharded=false"] if chosen else ALONE
 
 
 def _sort(words: list[str]) -> tuple[Path, Path | None, list[str]]:
@@ -43,7 +43,5 @@ def _sort(words: list[str]) -> tuple[Path, Path | None, list[str]]:
     folder = Path(named["run"]).expanduser().absolute()
     if not (folder / SETTINGS).is_file():
         raise ConfigError(f"run: {folder} is no run folder: it has no {SETTINGS}")
-    checkpoint = Path(named["checkpoint"]).expanduser().absolute() if "checkpoint" in named else None
-    if checkpoint and not checkpoint.is_file():
-        raise ConfigError(f"checkpoint: {checkpoint} does not exist")
+    checkpoint = named_checkpoint(named["checkpoint"]) if "checkpoint" in named else None
     return folder, checkpoint, [w for w in words if w.partition("=")[0] not in ("run", "checkpoint")]

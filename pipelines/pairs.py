@@ -16,6 +16,7 @@ def refuse_impossible(config: RunConfig) -> None:
     constants = class_constants(config.module.target)
     _refuse_strategy(config, constants)
     _refuse_precision(config, constants)
+    _refuse_parts(config)
     processes = config.trainer.devices * config.trainer.num_nodes
     name = config.strategy.name
     if name == "single" and processes > 1:
@@ -49,6 +50,14 @@ def _refuse_precision(config: RunConfig, constants: dict[str, Any]) -> None:
                           f"Write trainer.precision={instead}, or {others}")
     if name == "deepspeed" and precision == "16-mixed" and config.trainer.accelerator == "cpu":
         raise ConfigError("trainer.precision=16-mixed: deepspeed has no float16 on most CPUs. Write trainer.precision=bf16-mixed")
+
+
+def _refuse_parts(config: RunConfig) -> None:
+    """Refuse to let each process write its part where the parts are not rows that torch.distributed.checkpoint knows."""
+    name = config.strategy.name
+    if config.checkpoint.sharded and name != "fsdp":
+        reason = "cuts weights anywhere and writes them whole" if name == "deepspeed" else "keeps all weights on each process"
+        raise ConfigError(f"checkpoint.sharded: strategy={name} {reason}. Write checkpoint.sharded=false, or strategy=fsdp")
 
 
 def _others(config: RunConfig, constants: dict[str, Any], without: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.config import ConfigError, fingerprint, from_yaml, to_mapping
 from pipelines.processes import mark, rank
-from pipelines.runs import SETTINGS, never_began, newest_checkpoint, read_record, run_of, step_of
+from pipelines.runs import SETTINGS, is_checkpoint, never_began, newest_checkpoint, read_record, run_of, step_of
 from pipelines.schema import RunConfig
 
 LENGTH = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
@@ -42,13 +42,14 @@ def place_for(config: RunConfig) -> Place:
     if not path.exists():
         raise ConfigError(f"run.resume: {path} does not exist; name a run folder, a .ckpt file, or auto")
     folder = run_of(path)
-    if path.is_dir() and (folder is None or newest_checkpoint(folder) is None):
+    is_one = path.is_file() or is_checkpoint(path)
+    if not is_one and (folder is None or newest_checkpoint(folder) is None):
         raise ConfigError(f"run.resume: {path} holds no checkpoint; name a run folder, a .ckpt file, or auto")
     if folder is None:
         return _new(config, path)
     _refuse_other(config, folder)
     newest = newest_checkpoint(folder)
-    if path.is_file() and path.resolve() != newest:
+    if is_one and path.resolve() != newest:
         return _new(config, path, f"{path.name} is not the newest checkpoint of {folder.name}: going on in a folder of its own")
     return _again(config, folder)
 

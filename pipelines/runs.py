@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from pipelines.schema import RunConfig
 RECORD = "run.json"
 SETTINGS = "config.yaml"
 LAST = "last.ckpt"  # a link to the newest checkpoint
-PART = ".part"  # ends the names of files that are being written
+PART = ".part"  # ends the names of files and folders that are being written, or deleted
+REST = "rest.pt"  # the file of a sharded checkpoint that is written last, see sharded.py
+ALONE = ["strategy=single", "trainer.devices=1", "trainer.num_nodes=1", "checkpoint.sharded=false"]  # a run's settings, on one process
 PACKAGES = ("fivefold", "torch", "lightning", "transformers", "torch-geometric", "deepspeed", "wandb", "omegaconf",
             "tokenizers", "datasets", "torchdata", "torchmetrics", "peft", "numpy")
 
@@ -32,13 +35,63 @@ def step_of(checkpoint: Path) -> int:
         return int(number)
     import torch
 
-    return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+    file = checkpoint / REST if checkpoint.is_dir() else checkpoint
+    return int(torch.load(file, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether a path is a whole checkpoint: one file, or the folder of a sharded one."""
+    if path.is_dir():
+        return (path / ".metadata").is_file() and is_checkpoint(path / REST)
+    return zipfile.is_zipfile(path)  # the index of a zip file is its end
+
+
+def named_checkpoint(text: str) -> Path:
+    """Return the checkpoint that the user has named; ConfigError if there is none, or not a whole one."""
+    path = Path(text).expanduser().absolute()
+    if not path.exists():
+        raise ConfigError(f"checkpoint: {path} does not exist")
+    if not is_checkpoint(path):
+        raise ConfigError(f"checkpoint: {path} is not a whole checkpoint")
+    return path
+
+
+def put_in_place(part: Path, final: Path) -> None:
+    """Give a finished file or folder its final name, in one step; something cut off under that name gives way."""
+    if final.exists() and not is_checkpoint(final):
+        remove_checkpoint(final)
+    os.replace(part, final)
+    sync(final.parent)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint; a folder loses its name first, so that half of it is never taken for the whole."""
+    if path.is_dir():
+        doomed = path.with_name(f"{path.name}.old{PART}")
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink()
+
+
+def clear_parts(checkpoints: Path) -> None:
+    """Delete what processes that were killed have left half written or half deleted."""
+    for left in checkpoints.glob(f"*{PART}"):
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+
+
+def sync(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def steps_saved(checkpoints: Path) -> list[Path]:
-    """List the checkpoints of a folder, oldest first, leaving out files that are cut off."""
-    found = sorted(checkpoints.glob("step=*.ckpt"), key=step_of)
-    return [path for path in found if zipfile.is_zipfile(path)]  # the index of a zip file is its end
+    """List the checkpoints of a folder, oldest first, leaving out what is cut off."""
+    return [path for path in sorted(checkpoints.glob("step=*.ckpt"), key=step_of) if is_checkpoint(path)]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -48,8 +101,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def run_of(path: Path) -> Path | None:
-    """Return the run folder that `path`, a folder or a checkpoint file, belongs to."""
-    folder = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
+    """Return the run folder that `path`, itself one or a checkpoint, belongs to."""
+    folder = path.parent.parent if path.parent.name == "checkpoints" and (path.is_file() or is_checkpoint(path)) else path
     return folder if (folder / SETTINGS).is_file() else None
 
 

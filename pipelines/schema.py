@@ -30,7 +30,7 @@ class RunSection:
     seed: int = 1
     """seeds python, numpy, torch and the data order"""
     resume: str | None = None
-    """auto (newest unfinished run with the same settings), a run folder, or a checkpoint file"""
+    """auto (newest unfinished run with the same settings), a run folder, or a checkpoint"""
     tags: list[str] = field(default_factory=list)
     """labels for W&B and the run record"""
     notes: str = ""
@@ -109,6 +109,8 @@ class CheckpointSection:
     """older checkpoints kept beside the newest, to which last.ckpt is a link; -1: all"""
     save_last: bool = True
     """write a checkpoint when training ends, whatever the interval"""
+    sharded: bool = False
+    """fsdp: each process writes its own part into a folder, for models that one process cannot hold; nodes must share run.root"""
 
     def __post_init__(self) -> None:
         positive("every_n_steps", self.every_n_steps)

@@ -1,10 +1,13 @@
 """single | ddp | fsdp | deepspeed -> Lightning strategies, on GPUs and, for tests and CPU clusters, on CPUs.
 
 A checkpoint is the same file under each of them: whole weights in float32 and the whole state of our optimizers, written by the first
-process. A run can therefore go on under another strategy and another number of processes.
+process. Under FSDP2 it can be a folder instead, with the parts of all processes (sharded.py); every strategy reads both. A run can
+therefore go on under another strategy and another number of processes.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -15,6 +18,7 @@ from torch.optim import Optimizer
 from lightning_modules.optim.adamw import AdamW
 from lightning_modules.optim.sharding import copies_of
 from pipelines.schema import RunConfig
+from pipelines.sharded import Parts, SavedStates, save_parts
 
 
 def make_strategy(config: RunConfig) -> Strategy | str:
@@ -23,7 +27,8 @@ def make_strategy(config: RunConfig) -> Strategy | str:
     if section.name == "ddp":
         return Copies(find_unused_parameters=section.find_unused_parameters)
     if section.name == "fsdp":
-        return Shards(data_parallel_size=config.trainer.devices * config.trainer.num_nodes, tensor_parallel_size=1)
+        return Shards(data_parallel_size=config.trainer.devices * config.trainer.num_nodes, tensor_parallel_size=1,
+                      sharded=config.checkpoint.sharded)
     if section.name == "deepspeed":
         from pipelines.zero_strategy import Zero
 
@@ -42,10 +47,22 @@ class Copies(DDPStrategy):
 
 
 class Shards(ModelParallelStrategy):
-    """FSDP2: weights, gradients and state lie in rows; the method shards its network in `configure_model`."""
+    """FSDP2: weights, gradients and state lie in rows; the method shards its network in `configure_model`.
 
-    def __init__(self, **sizes: Any) -> None:
+    With `sharded` a checkpoint is a folder to which each process writes its part, else one file as everywhere; both can be loaded.
+    """
+
+    def __init__(self, sharded: bool = False, **sizes: Any) -> None:
         super().__init__(save_distributed_checkpoint=False, **sizes)
+        self.sharded = sharded
+
+    def setup_optimizers(self, trainer: Any) -> None:
+        """Make the optimizers; ValueError for those that cannot tell their part of the state."""
+        super().setup_optimizers(trainer)
+        others = [type(optimizer).__name__ for optimizer in self.optimizers if not isinstance(optimizer, AdamW)]
+        if self.sharded and others:
+            raise ValueError(f"checkpoint.sharded: works with optim=adamw, fira or galore, not with {others[0]}; "
+                             "choose one of them or checkpoint.sharded=false")
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -53,32 +70,46 @@ class Shards(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Gather the whole weights on the first process."""
+        """Gather the whole weights on the first process, or return the rows that are here."""
         assert self.model is not None
-        return get_model_state_dict(self.model, options=WHOLE)
+        return get_model_state_dict(self.model, options=None if self.sharded else WHOLE)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Take this process's rows of whole weights."""
+        """Take this process's rows of whole weights, or read them from the parts."""
         assert self.model is not None
-        set_model_state_dict(self.model, checkpoint["state_dict"], options=WHOLE)
+        if PARTS in checkpoint:
+            checkpoint[PARTS].fill_weights(get_model_state_dict(self.model), strict)
+        else:
+            set_model_state_dict(self.model, checkpoint["state_dict"], options=replace(WHOLE, strict=strict))
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Gather the whole state on the first process."""
+        """Gather the whole state on the first process, or return the part that is here."""
         inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        return inner.state_dict()
+        return inner.held_state() if self.sharded and isinstance(inner, AdamW) else inner.state_dict()
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take this process's part of whole states."""
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+        """Take this process's part of whole states, or read it from the parts."""
+        for index, (optimizer, state) in enumerate(zip(self.optimizers, checkpoint["optimizer_states"], strict=True)):
+            if PARTS in checkpoint:
+                if not isinstance(optimizer, AdamW):
+                    raise ValueError(f"run.resume: the checkpoint is of optim=adamw, fira or galore, not of {type(optimizer).__name__}")
+                state = {**state, "state": SavedStates(checkpoint[PARTS], index, optimizer)}
             optimizer.load_state_dict(state)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write one file, from the first process."""
-        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+        """Write one file from the first process, or a folder from all."""
+        if self.sharded:
+            save_parts(checkpoint, Path(filepath), self.is_global_zero)
+        else:
+            Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read the file on every process."""
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+        """Read the file on every process; of a folder only what is not a tensor, and what else it holds."""
+        if not Path(checkpoint_path).is_dir():
+            return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+        parts = Parts(Path(checkpoint_path))
+        return {**parts.rest(), PARTS: parts}
 
 
+PARTS = "parts"  # where a loaded checkpoint keeps the reader of its tensors
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -18,11 +18,14 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_modules.optim.adamw import AdamW
 from lightning_modules.optim.layout import spread_later
-from lightning_modules.optim.zero import overwrite, zero_layout
+from lightning_modules.optim.nonfinite import not_finite
+from lightning_modules.optim.zero import cut_parameters, cutting, gradients_before_step, overwrite, take_unrounded, zero_layout
+from pipelines.loss_scale import SCALER, loss_scale, set_loss_scale
 
 TYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32}
 
@@ -72,24 +75,37 @@ class Zero(DeepSpeedStrategy):
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
-        """Let a model be built as on one process, with the same random numbers; stage 3 then cuts it up, one parameter at a time."""
-        self._init_config_if_needed()
-        yield
-        if self.zero_stage_3:
-            assert self.lightning_module is not None
-            self._cut(self.lightning_module)
+        """Let a model be built as on one process, with the same random numbers; stage 3 then cuts it up, one parameter at a time.
 
-    def _cut(self, module: nn.Module) -> None:
+        A method that builds its network without memory has it cut before that, in `MethodModule.shard`.
+        """
+        self._init_config_if_needed()
+        if not self.zero_stage_3:
+            yield
+            return
+        with cutting(self._cut):
+            yield
+        assert self.lightning_module is not None
+        self._cut(self.lightning_module)
+        for tensor in (*self.lightning_module.parameters(), *self.lightning_module.buffers()):
+            tensor.data = tensor.data.to(self.root_device)
+
+    @property
+    def computed_dtype(self) -> torch.dtype:
+        """The type that DeepSpeed computes in."""
+        return TYPES[self.precision_plugin.precision.split("-")[0]]
+
+    def _cut(self, network: nn.Module) -> None:
         """Leave to each process its chunks of all parameters, on its device and in the type that they are computed in."""
         import deepspeed
 
-        dtype = TYPES[self.precision_plugin.precision.split("-")[0]]
-        for parameter in module.parameters():
-            if not hasattr(parameter, "ds_id") and parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
-        for buffer in module.buffers():
-            buffer.data = buffer.data.to(self.root_device)
-        deepspeed.zero.Init(module=module, config_dict_or_path=self.config)
+        init = deepspeed.zero.Init(config_dict_or_path=self.config)
+
+        def to_chunk(parameter: Parameter) -> None:
+            init._convert_to_deepspeed_param(parameter)
+            parameter.partition()  # type: ignore[attr-defined]
+
+        cut_parameters(network, to_chunk, self.computed_dtype, self.root_device)
 
     def _format_config(self) -> None:
         super()._format_config()
@@ -110,10 +126,14 @@ class Zero(DeepSpeedStrategy):
             raise ValueError(f"strategy: deepspeed works with optim=adamw, fira or galore, not with {type(optimizer).__name__}; "
                              "choose one of them or strategy=ddp")
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        masters = take_unrounded(trained) if self.zero_stage_3 else {n: p.data for n, p in trained if p.dtype != self.computed_dtype}
         engine, zero = self._start_engine(model, self.config, optimizer=optimizer, lr_scheduler=lr_scheduler,
                                           model_parameters=[p for _, p in trained])
         layout = zero_layout(zero, trained)
         optimizer.distribute(layout.spreads, layout.group, layout.held, layout.stay)
+        for name, weights in masters.items():  # DeepSpeed has made its own from weights that were rounded
+            optimizer.held[name].weight.copy_(weights if self.zero_stage_3 else optimizer.part(name, weights))
+        self._names = {id(p): name for name, p in trained}
         return engine, zero
 
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
@@ -124,6 +144,7 @@ class Zero(DeepSpeedStrategy):
         kept = ("fp16", "bf16", *(("zero_allow_untested_optimizer", "zero_optimization") if self.zero_stage_3 else ()))
         config = {"train_micro_batch_size_per_gpu": 1, **{key: self.config[key] for key in kept if key in self.config}}
         remove_module_hooks(model)
+        take_unrounded(model.named_parameters())
         self.model, _ = self._start_engine(model, config, optimizer=None, lr_scheduler=None, model_parameters=[])
 
     # Training
@@ -133,8 +154,24 @@ class Zero(DeepSpeedStrategy):
         """Our optimizer inside DeepSpeed's; None where nothing is trained."""
         return self.optimizers[0].optimizer if self.optimizers else None  # type: ignore[attr-defined]
 
+    @property
+    def handles_gradient_accumulation(self) -> bool:
+        """Let Lightning say when to step: at the end of an epoch it does so earlier than DeepSpeed's own count of batches."""
+        return False
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Let gradients of accumulated batches be summed; `backward` tells DeepSpeed about them."""
+        yield
+
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
-        """Go backward; Lightning has divided the loss by the number of accumulated batches, so DeepSpeed must not do it once more."""
+        """Go backward; DeepSpeed has to know before whether a step follows.
+
+        Lightning has divided the loss by the number of accumulated batches, so DeepSpeed must not do it once more.
+        """
+        assert self.lightning_module is not None
+        accumulates = self.lightning_module.trainer.fit_loop._should_accumulate()
+        self.deepspeed_engine.set_gradient_accumulation_boundary(not accumulates)
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
@@ -142,13 +179,33 @@ class Zero(DeepSpeedStrategy):
 
         Under float16 such steps belong to the search for the loss scale and are left out in any case.
         """
-        result = super().optimizer_step(optimizer, closure, model, **kwargs)
-        zero, own = self.optimizers[0], self.client_optimizer
-        searching = getattr(zero, "dynamic_loss_scale", False)
-        if own is not None and own.config.nonfinite == "raise" and zero.overflow and not searching:  # type: ignore[attr-defined]
-            raise FloatingPointError("a gradient is not finite; lower optim.lr, set trainer.gradient_clip_val, "
-                                     "or leave such steps out with optim.nonfinite=skip")
+        zero: Any = self.optimizers[0]
+        own = self.client_optimizer
+        raises = own is not None and own.config.nonfinite == "raise" and not getattr(zero, "dynamic_loss_scale", False)
+        bad: dict[str, Tensor] = {}
+
+        def watched() -> Any:
+            result = closure()
+            if raises:
+                held = list(gradients_before_step(zero, self._names))
+                bad.update(zip((name for name, _ in held), not_finite([gradient for _, gradient in held]), strict=True) if held else ())
+            return result
+
+        result = super().optimizer_step(optimizer, watched, model, **kwargs)
+        if raises and zero.overflow:
+            self._name_the_bad(bad)
         return result
+
+    def _name_the_bad(self, bad: Mapping[str, Tensor]) -> None:
+        """Raise FloatingPointError on all processes, with the parameters whose gradients are not finite on any."""
+        own = self.client_optimizer
+        assert own is not None
+        assert own.exchange is not None
+        names = list(own.held)
+        flags = torch.tensor([bool(bad.get(name, False)) for name in names], dtype=torch.float32, device=own.exchange.like.device)
+        own.finite.skip(names, own.exchange.agreed(flags).bool(), urgent=True)
+        raise FloatingPointError("the norm of the gradient is not finite; lower optim.lr or the loss, "
+                                 "or leave such steps out with optim.nonfinite=skip")
 
     # Checkpoints
 
@@ -196,9 +253,12 @@ class Zero(DeepSpeedStrategy):
         """Take this process's part of the whole state."""
         assert self.client_optimizer is not None
         self.client_optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+        set_loss_scale(self.optimizers[0], checkpoint.get(SCALER))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write one file, from the first process."""
+        if self.optimizers and (scale := loss_scale(self.optimizers[0])):
+            checkpoint[SCALER] = scale
         Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

@@ -4,9 +4,11 @@ import csv
 
 import torch
 
+from pipelines.checkpoints import WholeFiles
+
 
 def state(folder):
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = WholeFiles().load_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=True)
     return {"weights": checkpoint["state_dict"], "optimizer": checkpoint["optimizer_states"], "schedule": checkpoint["lr_schedulers"],
             "step": checkpoint["global_step"], "loops": checkpoint["loops"]["fit_loop"]["state_dict"]}
 

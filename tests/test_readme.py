@@ -56,11 +56,13 @@ def test_training_commands_compose(here, line):
         assert re.search(rf"^.* {key}: .*\(command line\)$", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("line", [line for line in COMMAND_LINES if words_of(line)[0] == "fivefold" and "train" not in line])
-def test_other_commands_run(here, finished, line):
+@pytest.mark.parametrize("line", [pytest.param(line, marks=pytest.mark.slow) if " estimate " in line else line
+                                  for line in COMMAND_LINES if words_of(line)[0] == "fivefold" and "train" not in line])
+def test_other_commands_run(here, finished, tmp_path, line):
     done = here(*(word.replace("FOLDER", str(finished)) for word in words_of(line)[1:]))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip()
+    assert all((tmp_path / word.removeprefix("to=")).exists() for word in words_of(line) if word.startswith("to="))
 
 
 def test_the_fine_tuning_command_trains_a_local_model_on_local_rows(here, tmp_path, cache):

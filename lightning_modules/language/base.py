@@ -28,7 +28,7 @@ class LanguageModule(MethodModule):
         if self.model is not None:
             return
         recipe = self.recipe()
-        model, give_weights = build(recipe, self.device_mesh)
+        model, give_weights = build(recipe, self.device_mesh, self.holds_parts)
         blocks = blocks_of(model)
         if recipe.compile:
             for part in blocks if self.device_mesh is not None else [model]:  # shards are gathered between compiled blocks

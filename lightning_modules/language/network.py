@@ -49,8 +49,8 @@ def fresh_sizes(seq2seq: bool) -> list[str]:
     return [*(t5.SIZES if seq2seq else llama.SIZES)]
 
 
-def build(recipe: Recipe, mesh: DeviceMesh | None) -> tuple[Any, Callable[[], None]]:
-    """Return the network, adapters included, and what gives it weights once it is sharded over `mesh`.
+def build(recipe: Recipe, mesh: DeviceMesh | None, parted: bool = False) -> tuple[Any, Callable[[], None]]:
+    """Return the network, adapters included, and what gives it weights once it is sharded over `mesh`, or `parted` in another way.
 
     Where nothing is sharded, beside adapters, and from files with other names than the model's, pretrained weights come at once.
     Raises ValueError that names an option for a model that cannot be had or does not fit the data.
@@ -59,7 +59,7 @@ def build(recipe: Recipe, mesh: DeviceMesh | None) -> tuple[Any, Callable[[], No
         raise ValueError("trainer.precision: T5 overflows in float16 and its loss becomes NaN; write bf16-mixed or 32-true, not 16-mixed")
     device = torch.get_default_device() if mesh is None else torch.device(mesh.device_type)
     if recipe.pretrained:
-        model, give_weights = _pretrained(recipe, recipe.pretrained, device, sharded=mesh is not None)
+        model, give_weights = _pretrained(recipe, recipe.pretrained, device, parted)
     else:
         model, give_weights = _fresh(recipe, device)
     if recipe.gradient_checkpointing:
@@ -83,11 +83,11 @@ def _fresh(recipe: Recipe, device: torch.device) -> tuple[PreTrainedModel, Calla
     return model, lambda: None
 
 
-def _pretrained(recipe: Recipe, name: str, device: torch.device, sharded: bool) -> tuple[PreTrainedModel, Callable[[], None]]:
+def _pretrained(recipe: Recipe, name: str, device: torch.device, parted: bool) -> tuple[PreTrainedModel, Callable[[], None]]:
     """Read the weights by rows once they are sharded, where that can be; else load them now."""
     load = partial(load_pretrained, name, recipe.dtype, recipe.seq2seq, recipe.keys)
     fits = (name, recipe.vocab_size, recipe.block_size, recipe.keys)
-    if sharded and not recipe.lora.rank:
+    if parted and not recipe.lora.rank:
         with torch.device("meta"):
             model = load(weights=False)
         require_fit(model, *fits)

@@ -1,8 +1,8 @@
 """Weights for a network that was built without memory: drawn or read one matrix at a time, of which a process keeps what it holds.
 
-On the meta device a network has only shapes, and FSDP2 can part it among processes before there is anything to part. Each process
-then needs memory for its rows and for one whole matrix, never for the model. Every layer is drawn from a generator of its own, seeded
-by the layer's name, on the CPU: a seed means the same weights on one process and on many, on a CPU and on a GPU.
+On the meta device a network has only shapes, and FSDP2 or ZeRO 3 can part it among processes before there is anything to part. Each
+process then needs memory for its part and for one whole matrix, never for the model. Every layer is drawn from a generator of its own,
+seeded by the layer's name, on the CPU: a seed means the same weights on one process and on many, on a CPU and on a GPU.
 """
 
 import json
@@ -21,8 +21,9 @@ from torch.nn import Parameter
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from lightning_modules.optim.layout import dtensor_spreads
+from lightning_modules.optim.layout import dtensor_spreads, full_shape
 from lightning_modules.optim.projection import seed_of
+from lightning_modules.optim.zero import fill, is_cut
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -44,8 +45,9 @@ def _whole_parameters(layer: nn.Module) -> Iterator[None]:
     ones that were drawn.
     """
     held = [(owner, name, p) for owner in (layer, *layer.children()) for name, p in owner.named_parameters(recurse=False)
-            if isinstance(p, DTensor) or p.device.type != "cpu"]
-    wholes = [Parameter(torch.empty(p.shape, dtype=p.dtype, device="cpu")) for _, _, p in held]
+            if isinstance(p, DTensor) or is_cut(p) or p.device.type != "cpu"]
+    # in the type in which one process would draw them, which ZeRO may have rounded already
+    wholes = [Parameter(torch.empty(full_shape(p), device="cpu")) for _, _, p in held]
     for (owner, name, _), whole in zip(held, wholes):
         owner._parameters[name] = whole
     untouched = [whole._version for whole in wholes]
@@ -59,6 +61,9 @@ def _whole_parameters(layer: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def _fill(parameter: Tensor, whole: Any) -> None:
     """Copy from `whole`, a tensor or a safetensors slice of the parameter's shape, what this process holds, and read no more of it."""
+    if is_cut(parameter):
+        fill(parameter, whole)
+        return
     held = parameter.to_local() if isinstance(parameter, DTensor) else parameter
     if isinstance(held, FakeTensor):  # memory is being estimated, and nothing has values
         return

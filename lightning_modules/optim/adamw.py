@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.adam import adam
 
-from lightning_modules.optim.layout import Held, dtensor_spreads, full_shape, is_spread_later
+from lightning_modules.optim.layout import Held, dtensor_spreads, full_shape, is_spread_later, spread_like
 from lightning_modules.optim.nonfinite import FiniteGradients, not_finite
 from lightning_modules.optim.schedule import ScheduleConfig
 from lightning_modules.optim.sharding import Exchange, Spread
@@ -192,12 +192,20 @@ class AdamW(Optimizer):
 
         All processes have to call this together. Raises FloatingPointError if the last step was spoilt.
         """
+        return self._numbered(self.whole_entry)
+
+    def _numbered(self, entry_of: Callable[[str], State]) -> dict[str, Any]:
+        """Put entries into torch's form, parameters numbered through the groups."""
         self.finite.settle()
         numbers = iter(range(len(self.held)))
         groups = [{**group, "param_names": names, "params": [next(numbers) for _ in names]}
                   for group, names in zip(self.param_groups, self.names, strict=True)]
-        order = [name for names in self.names for name in names]
-        return {"state": {number: self.whole_entry(name) for number, name in enumerate(order)}, "param_groups": groups}
+        return {"state": {number: entry_of(name) for number, name in enumerate(self.order)}, "param_groups": groups}
+
+    @property
+    def order(self) -> list[str]:
+        """List the names as a saved state numbers them."""
+        return [name for names in self.names for name in names]
 
     def whole_entry(self, name: str) -> State:
         """Copy the state of one parameter, gathered on rank 0 if it is spread."""
@@ -216,10 +224,36 @@ class AdamW(Optimizer):
         pieces = self.exchange.to_first(part.reshape(-1)[: counts[self.exchange.rank]], counts)
         return torch.cat(pieces).view(spread.shape).to(part.dtype).cpu() if pieces else part.new_empty(0)
 
+    def held_state(self) -> dict[str, Any]:
+        """Return this process's part of the state under FSDP2, sharing memory: what only it keeps, and its rows of DTensors.
+
+        The parts of all processes together are the whole state. Raises FloatingPointError if the last step was spoilt.
+        """
+        return self._numbered(lambda name: {key: spread_like(p, value) if (p := self._spread_as(name, key)) is not None else value
+                                            for key, value in self.entries[name].items()})
+
+    def room_for(self, name: str, saved: State) -> State:
+        """Make room for this process's part of a saved entry, which is given as tensors on "meta"; what it does not keep stays there.
+
+        Filled, the room is what `load_state_dict` takes for the entry.
+        """
+        if not self.entries[name]:
+            return saved
+        like = self.held[name].weight
+        return {key: spread_like(p, torch.empty_like(like, dtype=value.dtype)) if (p := self._spread_as(name, key)) is not None
+                else torch.empty_like(value, device="cpu") for key, value in saved.items()}
+
+    def _spread_as(self, name: str, key: str) -> DTensor | None:
+        """Return the FSDP2 parameter as whose rows a tensor of the state is spread; None for what one process keeps whole."""
+        parameter = self.held[name].tensor
+        whole = key not in MOMENTS or self.exchange is None or name in self.exchange.owners
+        return None if whole or not isinstance(parameter, DTensor) else parameter
+
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a whole state saved under any layout; types, devices and settings stay, only learning rates are loaded.
 
+        Entries are looked up one by one, and may hold no more than what this process keeps (`room_for`).
         Raises ValueError for the state of another model or optimizer.
         """
         saved_groups = state_dict["param_groups"]
@@ -241,7 +275,9 @@ class AdamW(Optimizer):
             entry[key].copy_(self.part(name, saved[key]).view_as(entry[key]))
 
     def part(self, name: str, whole: Tensor) -> Tensor:
-        """Return this process's part, flat, of a whole tensor that is spread as the parameter is."""
+        """Return this process's part, flat, of a whole tensor, or a DTensor, that is spread as the parameter is."""
+        if isinstance(whole, DTensor):
+            return whole.to_local().reshape(-1)
         return whole.reshape(-1)[slice(*self.exchange.spreads[name].intervals[self.exchange.rank]) if self.exchange else slice(None)]
 
 

@@ -78,3 +78,9 @@ def dtensor_spreads(named: Iterable[tuple[str, Parameter]]) -> tuple[list[Spread
         spread = rows_of if sharded else copies_of
         spreads.append(spread(name, tuple(p.shape), dist.get_world_size(group)))
     return spreads, group
+
+
+def spread_like(parameter: DTensor, part: Tensor) -> DTensor:
+    """Say of a part that it is this process's rows of a tensor spread as an FSDP2 parameter is; memory is shared."""
+    return DTensor.from_local(part, parameter.device_mesh, parameter.placements, run_check=False,
+                              shape=parameter.shape, stride=parameter.stride())

@@ -6,18 +6,24 @@ stretch of one of its flat master tensors. What is read here is private to DeepS
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lightning_modules.optim.layout import Held, full_shape
 from lightning_modules.optim.sharding import Spread
 
 OFFLOADS = ("cpu_offload", "offload_optimizer", "offload_param", "swap_optimizer")
+Cut = Callable[[nn.Module], None]
+
+_cut: ContextVar[Cut | None] = ContextVar("cut", default=None)
 
 
 @dataclass
@@ -97,13 +103,108 @@ def _read_chunks(zero: Any, names: dict[int, str], layout: ZeroLayout) -> None:
             first += chunk
 
 
+def gradients_before_step(zero: Any, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield what this process holds of each summed gradient between the backward pass and the step; `names` are by id of the parameter.
+
+    A name comes once for each piece of its gradient. DeepSpeed leaves out steps whose gradients are not finite, without a word on where.
+    """
+    if hasattr(zero, "bf16_groups"):  # BF16_Optimizer
+        lines: Iterable[tuple[Any, Any]] = zip(zero.bf16_groups, zero.fp32_groups_gradients, strict=True)
+    else:
+        groups = zero.fp16_groups if hasattr(zero, "fp16_groups") else zero.params_in_partition
+        lines = ((parameters, zero.averaged_gradients.get(index) or []) for index, parameters in enumerate(groups))
+    for parameters, gradients in lines:
+        for parameter, gradient in zip(parameters, (g for g in gradients if not getattr(g, "_zero_padding", False)), strict=False):
+            yield names[id(parameter)], gradient
+
+
+# Stage 3: parameters of which a process has a chunk only
+
+
+@contextmanager
+def cutting(cut: Cut) -> Iterator[None]:
+    """Let networks that are built inside ask for `cut`, which leaves of each parameter the chunk of this process.
+
+    One that was built without memory can then be given its weights matrix by matrix.
+    """
+    token = _cut.set(cut)
+    try:
+        yield
+    finally:
+        _cut.reset(token)
+
+
+def cut_in_force() -> Cut | None:
+    """Return what cuts networks where `cutting` is in force, else None."""
+    return _cut.get()
+
+
+def is_cut(parameter: Tensor) -> bool:
+    """Tell whether stage 3 has left this process a chunk only."""
+    return getattr(parameter, "ds_tensor", None) is not None
+
+
+def cut_parameters(network: nn.Module, to_chunk: Callable[[Parameter], None], dtype: torch.dtype, device: torch.device) -> None:
+    """Let DeepSpeed's `to_chunk` cut each parameter of a network, in the type that it is computed in; tied ones stay tied.
+
+    Parameters without memory get chunks without values: `fill` is to give them some.
+    """
+    made: dict[Parameter, Parameter] = {}
+    for layer in network.modules():
+        for name, parameter in layer._parameters.items():
+            if parameter is None or is_cut(parameter):
+                continue
+            if parameter not in made:
+                made[parameter] = _cut_one(parameter, to_chunk, dtype if parameter.is_floating_point() else parameter.dtype, device)
+            layer._parameters[name] = made[parameter]
+
+
+def _cut_one(parameter: Parameter, to_chunk: Callable[[Parameter], None], dtype: torch.dtype, device: torch.device) -> Parameter:
+    if parameter.is_meta:
+        empty = Parameter(torch.empty(parameter.shape, dtype=dtype, device=device), parameter.requires_grad)
+        to_chunk(empty)
+        return empty
+    whole = parameter.data
+    parameter.data = whole.to(device, dtype)
+    to_chunk(parameter)
+    _keep_unrounded(parameter, whole.reshape(-1)[_chunk(parameter)])
+    return parameter
+
+
+def _chunk(parameter: Tensor) -> slice:
+    """Return where this process's chunk of a cut parameter lies in the whole, filling left out."""
+    size, count = parameter.ds_tensor.ds_numel, parameter.ds_numel  # type: ignore[attr-defined]
+    first = min(dist.get_rank(parameter.ds_process_group) * size, count)  # type: ignore[attr-defined]
+    return slice(first, min(first + size, count))
+
+
+def fill(parameter: Tensor, whole: Any) -> None:
+    """Give a cut parameter its values from `whole`, a tensor or a safetensors slice of its shape, and read only the rows needed."""
+    chunk, (rows, *_) = _chunk(parameter), full_shape(parameter)
+    if chunk.start < chunk.stop:
+        row = parameter.ds_numel // rows  # type: ignore[attr-defined]
+        first = chunk.start // row
+        piece = whole[first : -(-chunk.stop // row)].reshape(-1)[chunk.start - first * row : chunk.stop - first * row]
+        parameter.ds_tensor.data[: piece.numel()].copy_(piece)  # type: ignore[attr-defined]
+        _keep_unrounded(parameter, piece)
+
+
+def _keep_unrounded(parameter: Tensor, piece: Tensor) -> None:
+    """Keep the chunk as it was before it was rounded, for the float32 masters that come later."""
+    if piece.dtype != parameter.dtype and parameter.requires_grad:
+        parameter.unrounded = piece.clone()  # type: ignore[attr-defined]
+
+
+def take_unrounded(named_parameters: Iterable[tuple[str, Parameter]]) -> dict[str, Tensor]:
+    """Return the kept chunks by name, and keep them no longer."""
+    return {name: p.__dict__.pop("unrounded") for name, p in named_parameters if "unrounded" in p.__dict__}
+
+
 def overwrite(tensor: Tensor, whole: Tensor) -> None:
     """Write a whole parameter or buffer over what this process holds of it, cut or not, in the type that it is kept in."""
-    chunk = getattr(tensor, "ds_tensor", None)
-    if chunk is not None:
-        first = dist.get_rank(tensor.ds_process_group) * chunk.ds_numel  # type: ignore[attr-defined]
-        piece = whole.reshape(-1)[first : first + chunk.ds_numel]
-        chunk.data[: piece.numel()].copy_(piece)
+    if is_cut(tensor):
+        piece = whole.reshape(-1)[_chunk(tensor)]
+        tensor.ds_tensor.data[: piece.numel()].copy_(piece)  # type: ignore[attr-defined]
         if tensor.shape != whole.shape:  # not gathered at present
             return
     tensor.data.copy_(whole)

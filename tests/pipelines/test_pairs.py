@@ -45,6 +45,11 @@ def two(tmp_path, monkeypatch):
      "strategy=deepspeed or strategy=single"),
     ("strategy=deepspeed trainer.devices=2 trainer.precision=16-mixed trainer.accelerator=cpu",
      "trainer.precision=16-mixed: deepspeed has no float16 on most CPUs. Write trainer.precision=bf16-mixed"),
+    ("checkpoint.sharded=true",
+     "checkpoint.sharded: strategy=single keeps all weights on each process. Write checkpoint.sharded=false, or strategy=fsdp"),
+    ("strategy=deepspeed trainer.devices=2 checkpoint.sharded=true",
+     "checkpoint.sharded: strategy=deepspeed cuts weights anywhere and writes them whole. "
+     "Write checkpoint.sharded=false, or strategy=fsdp"),
     ("strategy=tensor_parallel", "strategy: no such choice 'tensor_parallel'. Choices: ddp, deepspeed, fsdp, single"),
 ])
 def test_what_cannot_work_together_is_refused_with_the_alternative(words, message):
