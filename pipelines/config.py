@@ -133,8 +133,10 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def from_yaml(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read back what `to_yaml` wrote, with the words of `overrides` on top."""
-    return compose([f"config={path}", *(overrides or [])], command="again")
+    """Read back what `to_yaml` wrote, with the words of `overrides` on top; of a strategy that these replace nothing is said."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "strategy: the values of config=", ConfigWarning)
+        return compose([f"config={path}", *(overrides or [])], command="again")
 
 
 def fingerprint(config: RunConfig) -> str:
