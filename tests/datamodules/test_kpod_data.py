@@ -3,6 +3,7 @@ import logging
 import multiprocessing
 import re
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -152,10 +153,10 @@ def test_what_was_read_and_left_out_is_told(made, tmp_path, caplog):
         data = made(root=str(tmp_path), split="test", max_tokens=100, max_bad=0.05)
     told = [record.getMessage() for record in caplog.records]
     aside = next(line for line in told if line.startswith("1 of 51 rows cannot be used and are left out: gsm8k.jsonl:51: 'answer' is 'x'"))
-    assert json.loads(open(aside.rpartition(" ")[2]).read())["where"] == "gsm8k.jsonl:51"
+    assert json.loads(Path(aside.rpartition(" ")[2]).read_text())["where"] == "gsm8k.jsonl:51"
     lengths = np.diff(data.samples.offsets)
-    assert (f"train: {len(data.samples)} samples, 2.00 steps on average and 2 at most, {lengths.sum()} tokens, {lengths.max()} in the longest"
-            in told)
+    counts = "2.00 steps on average and 2 at most"
+    assert f"train: {len(data.samples)} samples, {counts}, {lengths.sum()} tokens, {lengths.max()} in the longest" in told
     without = next(line for line in told if line.startswith("training rows left out"))
     found = re.fullmatch(r"training rows left out: (\d+) without a rationale, 1 above data.max_tokens", without)
     assert len(data.samples) + int(found[1]) + 1 == 36  # a tenth of 40 rows validates

@@ -144,8 +144,8 @@ def test_training_rows_without_a_rationale_get_one_or_all_of_them_do(model, tmp_
     rows = [row(n, split="train", **({"rationale": ...} if n % 3 == 0 else {})) for n in range(30)]
     rows += [row(n, split="valid") for n in (40, 41)]
     write_rows(tmp_path / "rows" / "gsm8k.jsonl", rows)
-    data = KpodData(KpodDataConfig(root=str(tmp_path / "rows"), cache=str(tmp_path / "cache"), teacher=str(model), teacher_rewrites=rewrites,
-                                   teacher_max_new_tokens=12))
+    data = KpodData(KpodDataConfig(root=str(tmp_path / "rows"), cache=str(tmp_path / "cache"), teacher=str(model),
+                                   teacher_rewrites=rewrites, teacher_max_new_tokens=12))
     data.setup()
     taught = {each.id: each for each in data.samples.rows}
     written = teacher_of(model, batch_size=8, seed=1).write([f"What is {n} and 1?" for n in range(30)], tmp_path / "other")
