@@ -34,7 +34,8 @@ class TrainingBatches(Dataset):
     """The samples of a curriculum by draws: `__getitems__` gives a batch.
 
     All: labels (B, T) int64 for the outputs at the same places, IGNORED where nothing is to be learned; weights (B, T) float32, the token's
-    weight in the rationale, 1 in the answer, 0 elsewhere; index (B,) int64; total () float32 (see Draw).
+    weight in the rationale, 1 in the answer, 0 elsewhere; places (M,) int64, where in the flattened labels something is to be learned;
+    index (B,) int64; total () float32 (see Draw).
     causal: input_ids and attention_mask (B, T), padded on the right. seq2seq: input_ids and attention_mask (B, S) of the encoder, and
     decoder_input_ids (B, T).
     """
@@ -51,6 +52,7 @@ class TrainingBatches(Dataset):
         if decoder:
             batch["decoder_input_ids"] = _stack(inputs, pad, np.int64)
         batch["labels"], batch["weights"] = _stack(labels, IGNORED, np.int64), _stack(weights, 0, np.float32)
+        batch["places"] = (batch["labels"].flatten() != IGNORED).nonzero().squeeze(1)  # here, on the CPU: no step waits for a device
         batch["index"] = torch.tensor([draw.index for draw in draws])
         batch["total"] = torch.tensor(draws[0].total, dtype=torch.float32)
         return batch

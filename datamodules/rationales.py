@@ -76,6 +76,7 @@ class RowCheck:
         text = row.get("rationale")
         if text is not None and not isinstance(text, str):
             raise RowError(f"'rationale' is {type(text).__name__} instead of a string")
+        _check_characters(text or "", "rationale")
         steps = split_steps(text or "", self.splitter, self.max_steps)
         if text and text.strip() and not steps:
             raise RowError("no steps: the rationale has neither letters nor digits")
@@ -96,8 +97,7 @@ class RowCheck:
             raise RowError(f"'{key}' is {'null' if value is None else type(value).__name__} instead of a string")
         if not value.strip():
             raise RowError(f"'{key}' is empty")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise RowError(f"'{key}' has half of a surrogate pair")
+        _check_characters(value, key)
         return value.strip()
 
     def _answer(self, row: dict[str, Any]) -> str:
@@ -129,6 +129,13 @@ class RowCheck:
         if isinstance(said, bool):
             return said
         return reaches(steps, answer) if self.answers == "number" else None
+
+
+def _check_characters(text: str, key: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"'{key}' has half of a surrogate pair at character {error.start}") from None
 
 
 def reaches(steps: tuple[str, ...], answer: str) -> bool | None:

@@ -20,17 +20,10 @@ def split_steps(rationale: str, splitter: Splitter = "sentence", max_steps: int 
 
     "sentence" ends a step at the end of a line, and at [.!?] before a capital, a digit or a currency sign; not inside a number, after
     an abbreviation, or after a list marker. "dot" ends it at every ".", inside numbers too. A piece without letters and digits belongs
-    to the step before it. More than `max_steps` steps are merged, the shortest neighbours first.
+    to the step before it, or to the first one. More than `max_steps` steps are merged, the shortest neighbours first.
     """
     pieces = _at_dots(rationale) if splitter == "dot" else (piece for line in rationale.splitlines() for piece in _sentences(line))
-    steps: list[str] = []
-    for piece in pieces:
-        text = " ".join(piece.split())
-        if any(character.isalnum() for character in text):
-            steps.append(text)
-        elif text and steps:
-            steps[-1] = f"{steps[-1]} {text}" if splitter == "sentence" else steps[-1] + text
-    return tuple(_merged(steps, max_steps))
+    return tuple(_merged(_readable([" ".join(piece.split()) for piece in pieces], "" if splitter == "dot" else " "), max_steps))
 
 
 def plain_symbols(text: str) -> str:
@@ -60,6 +53,21 @@ def _at_dots(rationale: str) -> Iterator[str]:
     *closed, rest = rationale.split(".")
     yield from (piece + "." for piece in closed)
     yield rest
+
+
+def _readable(pieces: list[str], space: str) -> list[str]:
+    """Join pieces without letters and digits to those that have some."""
+    steps: list[str] = []
+    opening = ""  # what stands before the first step
+    for piece in filter(None, pieces):
+        if any(character.isalnum() for character in piece):
+            steps.append(f"{opening} {piece}".strip())
+            opening = ""
+        elif steps:
+            steps[-1] += space + piece
+        else:
+            opening = f"{opening} {piece}"
+    return steps
 
 
 def _merged(steps: list[str], max_steps: int | None) -> list[str]:

@@ -24,6 +24,7 @@ from lightning_modules.kpod.schedule import ScheduleSection, stages_of
 from lightning_modules.kpod.weighting.module import WeightingConfig, weighting_phase
 from lightning_modules.language.base import LanguageModule
 from lightning_modules.language.embedding import identity_of, input_embedding
+from lightning_modules.language.head import logits_only_at
 from lightning_modules.language.lora import LoraSection
 from lightning_modules.language.network import Keys, Recipe, fresh_sizes
 
@@ -153,9 +154,21 @@ class KpodModule(LanguageModule):
         names = ("input_ids", "attention_mask", "decoder_input_ids")
         return self.model(**{name: batch[name] for name in names if name in batch}, use_cache=False).logits
 
+    def learned(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits (M, V), labels (M,) and weights (M,) at the places where something is to be learned.
+
+        A compiled student gives them at all places, (B, T, ...): it would be compiled anew for each M.
+        """
+        labels, weights = batch["labels"], batch["weights"]
+        if self.config.compile or "places" not in batch:
+            return self(batch), labels, weights
+        places = batch["places"]
+        with logits_only_at(self.model, places):
+            return self(batch), labels.flatten()[places], weights.flatten()[places]
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        loss, sums = distillation_loss(self(batch), batch["labels"], batch["weights"], batch["total"], scale)
+        loss, sums = distillation_loss(*self.learned(batch), batch["total"], scale)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         self.log("train/nll", sums.nll / sums.tokens, sync_dist=True)
         self.log("train/mean_weight", sums.weights / sums.tokens, sync_dist=True)
@@ -174,7 +187,7 @@ class KpodModule(LanguageModule):
         if dataloader_idx == 0:
             self.texts += self.generator(batch)
         else:
-            _, sums = distillation_loss(self(batch), batch["labels"], batch["weights"], 1.0, 1.0)
+            _, sums = distillation_loss(*self.learned(batch), 1.0, 1.0)
             self.val_nll.update(sums.nll.double())
             self.val_tokens.update(sums.tokens.double())
 

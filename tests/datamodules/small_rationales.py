@@ -15,8 +15,8 @@ from datamodules.samples import Wording
 from datamodules.tokenization import train_tokenizer
 
 SHARED_RATIONALES = Path(__file__).resolve().parents[3] / "shared" / "data" / "rationales"
-WORDS = ["He", "has", "3", "apples", "12.5", "more", "×", "each,", "2+7", "=", "–", "naïve", "漢字", "<b>{x}</b>", "</s>", "<|endoftext|>", "$5",
-         "(half)", '"no"', "it's"]
+WORDS = ["He", "has", "3", "apples", "12.5", "more", "×", "each,", "2+7", "=", "–", "naïve", "漢字", "<b>{x}</b>", "</s>", "<|endoftext|>",
+         "$5", "(half)", '"no"', "it's"]
 
 needs_shared_rationales = pytest.mark.skipif(not SHARED_RATIONALES.is_dir(),
                                              reason="the folder shared/data/rationales beside the repository is missing")

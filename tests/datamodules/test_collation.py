@@ -54,12 +54,16 @@ def test_a_causal_batch_predicts_each_token_that_is_not_given_from_the_one_befor
         assert batch["labels"][row].tolist() == labels + [IGNORED] * pad
         weights = [weight(taught, place, step) if is_learned(step, draw.given) else 0.0 for place, _, step in sample[1:]]
         assert batch["weights"][row].tolist() == weights + [0.0] * pad
+    learned = torch.full((batch["labels"].numel(),), IGNORED)
+    learned[batch["places"]] = batch["labels"].flatten()[batch["places"]]
+    assert torch.equal(learned.view_as(batch["labels"]), batch["labels"])
+    assert (batch["labels"].flatten()[batch["places"]] != IGNORED).all()
     assert batch["index"].tolist() == [draw.index for draw in draws]
     assert batch["total"].shape == ()
     assert float(batch["total"]) == 123.0
     assert {name: tensor.dtype for name, tensor in batch.items()} == {
-        "input_ids": torch.int64, "attention_mask": torch.int64, "labels": torch.int64, "weights": torch.float32, "index": torch.int64,
-        "total": torch.float32}
+        "input_ids": torch.int64, "attention_mask": torch.int64, "labels": torch.int64, "weights": torch.float32, "places": torch.int64,
+        "index": torch.int64, "total": torch.float32}
 
 
 @pytest.mark.parametrize("placement", ["encoder", "decoder"])

@@ -39,7 +39,8 @@ def test_what_a_row_need_not_have_is_filled_in(tmp_path):
     (row(rationale="...\n---"), "no steps: the rationale has neither letters nor digits"),
     (row(split="training"), "'split' is 'training' instead of one of: train, dev, val, valid, validation, test"),
     (row(split="train", split_kpod=3), "'split_kpod' is 3 instead of one of: train, dev, val, valid, validation, test"),
-    (row(question="half \ud800 a pair"), "'question' has half of a surrogate pair"),
+    (row(question="half \ud800 a pair"), "'question' has half of a surrogate pair at character 5"),
+    (row(rationale="So \udfff."), "'rationale' has half of a surrogate pair at character 3"),
     ('{"question": "a",}', "not valid JSON (Illegal trailing comma before end of object at column 16)"),
     ("[1, 2]", "list instead of an object"),
 ])

@@ -28,6 +28,7 @@ MEASURED = {
     ("it ends. here it goes on", ["it ends. here it goes on"]),
     ("x + 7 = 10 ... \n ----- \nx = 3\n...", ["x + 7 = 10 ... -----", "x = 3 ..."]),
     ("  spaces   and\ttabs.  \n", ["spaces and tabs."]),
+    ("---\n{\nx = 3", ["--- { x = 3"]),
     ("...\n!", []),
     ("", []),
 ])
@@ -44,7 +45,7 @@ def test_at_dots_the_paper_is_followed_to_the_letter():
 def test_nothing_of_a_rationale_is_lost_or_moved(splitter):
     chance = random.Random(1)
     for _ in range(300):
-        text = "A1" + "".join(chance.choices("aB1. .\n!?\"'$()-é", k=60))
+        text = "".join(chance.choices("aB1. .\n!?\"'$()-é", k=60)) + "A1"
         steps = split_steps(text, splitter, chance.choice([None, 1, 2, 5]))
         assert "".join("".join(steps).split()) == "".join(text.split())
         assert all(any(character.isalnum() for character in step) for step in steps)

@@ -120,6 +120,19 @@ def test_a_part_that_was_cut_off_on_the_disk_is_made_again(tmp_path):
     assert not list((tmp_path / "work").glob("*.tmp"))
 
 
+def test_a_part_whose_writing_is_cut_off_is_not_there(tmp_path, monkeypatch):
+    samples, batches = samples_in(tmp_path)
+
+    def half(stream, values):
+        stream.write(values.tobytes()[:100])
+        raise Interrupted
+
+    monkeypatch.setattr(np, "save", half)
+    with pytest.raises(Interrupted):
+        nll_of_all(samples, batches, logits_of(student()), tmp_path / "work", rows=16)
+    assert not list((tmp_path / "work").glob("*.npy"))
+
+
 def one_of_three(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
@@ -133,7 +146,8 @@ def one_of_three(rank, folder):
         return forward(batch)
 
     found = nll_of_all(samples, lambda indices: batches(indices, 2), together, folder / "work", rows=17)  # shares of 6, 6, 5; 2, 2, 2
-    torch.save({"found": found, "calls": calls}, folder / f"rank{rank}.pt")
+    by_rank = nll_of_all(samples, lambda indices: batches(indices, 2), lambda batch: (rank + 1) * forward(batch), folder / "other", rows=17)
+    torch.save({"found": found, "calls": calls, "by_rank": by_rank}, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -149,3 +163,5 @@ def test_three_processes_find_the_same_as_one_and_call_the_student_equally_often
     counts = np.bincount([i for state in states for call in state["calls"] for i in call], minlength=len(samples))
     assert counts.min() == 1
     assert counts.sum() - len(samples) == 2  # one row fills up each of the two full parts
+    filling = samples.span(int(np.argmin(np.diff(samples.offsets))))  # fills up the third process's share
+    assert np.array_equal(states[0]["by_rank"][filling], states[0]["found"][filling])
