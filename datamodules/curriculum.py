@@ -8,13 +8,15 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from datamodules.blocks import TrainingLoader, TrainingOrder
 from datamodules.rows import DataError
-from datamodules.samples import Samples
+from datamodules.samples import ANSWER, Samples
+
+Normaliser = Literal["tokens", "weights", "sum"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Draw:
 
     index: int
     given: int  # steps that are input; the others and the answer are to be learned
-    total: float  # tokens to be learned in the whole accumulation window, over all processes
+    total: float  # what the loss is divided by: a sum over the whole accumulation window and all processes
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Curriculum:
     """What training is taught: the weight of each token, and the number of given steps by stage.
 
     `weights` (L,) float32 in [0, 1], flat over the tokens of all samples (None: ones); `table` (T + 1, N) integers, row t for stage t
-    (None: nothing is ever given). Epoch e, counted from 0, is stage e + 1; after stage T nothing is given.
+    (None: nothing is ever given). Epoch e, counted from 0, is stage e + 1; after stage T nothing is given. `normaliser` says what the
+    loss of an accumulation window is divided by: its tokens to be learned, the sum of their weights, or nothing (sum).
     """
 
     samples: Samples
     weights: np.ndarray | None = None
     table: np.ndarray | None = None
+    normaliser: Normaliser = "tokens"
 
     def __post_init__(self) -> None:
         if self.weights is not None:
@@ -53,10 +57,26 @@ class Curriculum:
             return np.zeros_like(index)
         return self.table[epoch + 1][index].astype(np.int64)
 
+    def mass(self, epoch: int, indices: np.ndarray) -> float:
+        """Return what these samples add to the divisor of an epoch's loss."""
+        if self.normaliser == "sum":
+            return 0.0
+        given = self.given(epoch, indices)
+        if self.normaliser == "tokens" or self.weights is None:
+            return float(self.samples.active(indices, given).sum())
+        ends = self.samples.offsets[np.asarray(indices) + 1]
+        return float((self._sums[ends] - self._sums[self.samples.first(indices, given)]).sum())
+
+    @cached_property
+    def _sums(self) -> np.ndarray:
+        """Sum of the weights before each token, (L + 1,) float64; an answer's tokens weigh 1."""
+        assert self.weights is not None
+        return np.concatenate([[0.0], np.cumsum(np.where(self.samples.steps == ANSWER, 1.0, self.weights), dtype=np.float64)])
+
     @cached_property
     def key(self) -> str:
         """Hash all of it."""
-        content = hashlib.blake2b(self.samples.key.encode(), digest_size=10)
+        content = hashlib.blake2b(f"{self.samples.key} {self.normaliser}".encode(), digest_size=10)
         for array in (self.weights, self.table):
             content.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
         return content.hexdigest()
@@ -65,8 +85,7 @@ class Curriculum:
 class CurriculumOrder(TrainingOrder):
     """The order of training, whose batches are lists of Draw.
 
-    The permutation is the same on every process, so each knows without asking how many tokens all of them learn in a window of
-    `accumulate` batches. The last window of an epoch may be shorter; `epoch_batches` is where the trainer ends an epoch, if before the last
+    The permutation is the same on every process, so each knows without asking what all of them learn in a window of `accumulate` batches. The last window of an epoch may be shorter; `epoch_batches` is where the trainer ends an epoch, if before the last
     batch.
     """
 
@@ -103,16 +122,15 @@ class CurriculumOrder(TrainingOrder):
         return range(first, min(first + self.accumulate, begin + self.epoch_batches))
 
     def total(self, number: int) -> float:
-        """Count the tokens to be learned in the window of batch `number`, over all processes."""
+        """Return the divisor of the loss in the window of batch `number`, over all processes."""
         window = self.window(number)
         if window.start != self._window:
-            self._window, self._total = window.start, float(sum(map(self._active, window)))
+            self._window, self._total = window.start, sum(map(self._mass, window)) or 1.0
         return self._total
 
-    def _active(self, number: int) -> int:
+    def _mass(self, number: int) -> float:
         epoch, place = divmod(number, self.batches)
-        indices = self.permutation(epoch)[place * self.step : (place + 1) * self.step]
-        return int(self.curriculum.samples.active(indices, self.curriculum.given(epoch, indices)).sum())
+        return self.curriculum.mass(epoch, self.permutation(epoch)[place * self.step : (place + 1) * self.step])
 
 
 class CurriculumLoader(TrainingLoader):

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from datamodules.blocks import Batch, place
 from datamodules.cache import build_once
 from datamodules.collation import Form, FullBatches, Prompts, TrainingBatches, full_batches, loader_of, shared_out
-from datamodules.curriculum import Curriculum, CurriculumLoader, CurriculumOrder
+from datamodules.curriculum import Curriculum, CurriculumLoader, CurriculumOrder, Normaliser
 from datamodules.problems import problems
 from datamodules.question_sets import Copy, file_rows, folder_rows, hub_rows
 from datamodules.rationales import AnswerKind, Rationale, RowCheck, Sifted, digest, rewritten, set_aside
@@ -274,9 +274,9 @@ class KpodData(L.LightningDataModule):
             self._answered = Curriculum(self._samples(with_rationale)[0])
         log.info("%s: %d questions, %d with a rationale", split, len(self.held_out), len(with_rationale))
 
-    def teach(self, weights: np.ndarray | None, table: np.ndarray | None) -> None:
+    def teach(self, weights: np.ndarray | None, table: np.ndarray | None, normaliser: Normaliser = "tokens") -> None:
         """Train with `weights` (L,) of the tokens and a `table` (T + 1, N) of given steps from here on; see Curriculum."""
-        self._curriculum = Curriculum(self.samples, weights, table)
+        self._curriculum = Curriculum(self.samples, weights, table, normaliser)
 
     def train_dataloader(self) -> Any:
         """Batches in a seeded order that a checkpoint restores exactly."""

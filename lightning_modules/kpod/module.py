@@ -33,12 +33,16 @@ VOCABULARY = 32_000  # tokens of LLaMA and T5, assumed for an estimate where the
 
 @dataclass(frozen=True)
 class KpodModuleConfig:
-    student: str = "tiny"
-    """size of a student with fresh weights (debug, tiny, small, ...), or the hub name or folder of a language model to distil into"""
+    student: str = "mini"
+    """size of a student with fresh weights (debug, mini, tiny, small, ...), or the hub name or folder of a language model to distil into"""
     until: Literal["weights", "difficulty", "schedule", "distil"] = "distil"
     """last phase to run: each leaves what it finds in data.cache for all runs that ask the same"""
     token_weights: Literal["learned", "off"] = "learned"
     """factor of each rationale token in the loss; off: 1 (w.o.-sig)"""
+    weight_floor: float = 0.0
+    """smallest factor: learned ones are squeezed into weight_floor..1, so that tokens of no weight are still learned a little"""
+    normaliser: Literal["tokens", "weights", "sum"] = "tokens"
+    """what the loss of a step is divided by: its learned tokens on all processes, the sum of their factors, or nothing"""
     difficulty_weights: Literal["learned", "off"] = "learned"
     """share of each token in the difficulty of its step; off: equal shares (w.o.-sig-dif)"""
     progressive: bool = True
@@ -64,6 +68,8 @@ class KpodModuleConfig:
         return self.token_weights == "learned" or (self.progressive and self.difficulty_weights == "learned")
 
     def __post_init__(self) -> None:
+        if not 0 <= self.weight_floor <= 1:
+            raise ValueError(f"weight_floor: must lie in 0..1, not {self.weight_floor}")
         if self.until == "weights" and not self.weighs:
             raise ValueError("until: must be another phase than weights where no phase reads token weights, not weights")
         if self.until in ("difficulty", "schedule") and not self.progressive:
@@ -72,7 +78,7 @@ class KpodModuleConfig:
     def without_effect(self) -> dict[str, str]:
         """Name what the ablations leave idle."""
         idle = {} if self.progressive else dict.fromkeys(("difficulty_weights", "diversity"), "progressive=false has no schedule")
-        return idle
+        return idle if self.token_weights == "learned" else {**idle, "weight_floor": "token_weights=off makes all factors 1"}
 
 
 class KpodModule(LanguageModule):
@@ -131,7 +137,7 @@ class KpodModule(LanguageModule):
             plan.find_schedule(stages, lambda: input_embedding(self.recipe()).numpy())
             if config.until == "schedule":
                 raise NothingToTrain(f"schedule: {plan.schedule_folder(stages)}")
-        self.data.teach(plan.taught_weights, plan.schedule.table if plan.schedule else None)
+        self.data.teach(plan.taught_weights, plan.schedule.table if plan.schedule else None, config.normaliser)
         self.plan = plan
 
     def _find_difficulties(self, plan: Plan) -> None:
@@ -172,7 +178,7 @@ class KpodModule(LanguageModule):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         self.log("train/nll", sums.nll / sums.tokens, sync_dist=True)
         self.log("train/mean_weight", sums.weights / sums.tokens, sync_dist=True)
-        self.log("train/learned_tokens", batch["total"])
+        self.log("train/learned_tokens", sums.tokens.float(), sync_dist=True, reduce_fx="sum")
         return loss
 
     def on_validation_epoch_start(self) -> None:

@@ -62,7 +62,10 @@ class Plan:
     @property
     def taught_weights(self) -> np.ndarray | None:
         """The factor of each token in the loss, (L,) float32; None: 1 for all."""
-        return self._weights() if self.config.token_weights == "learned" else None
+        if self.config.token_weights == "off":
+            return None
+        floor = np.float32(self.config.weight_floor)
+        return floor + (1 - floor) * self._weights()
 
     def _weights(self) -> np.ndarray:
         return read_weights(self.weights_folder, self.data.samples)

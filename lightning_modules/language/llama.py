@@ -17,6 +17,7 @@ class Size:
 
 SIZES = {
     "debug": Size(64, 176, 2, 4),
+    "mini": Size(128, 344, 3, 4),
     "tiny": Size(256, 688, 4, 4),
     "small": Size(384, 1024, 6, 6),
     "60m": Size(512, 1376, 8, 8),

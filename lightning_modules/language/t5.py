@@ -17,6 +17,7 @@ class Size:
 
 SIZES = {
     "debug": Size(64, 128, 2, 4),
+    "mini": Size(128, 256, 2, 4),
     "tiny": Size(256, 512, 3, 4),
     "small": Size(512, 1024, 8, 8),
 }

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -168,3 +169,13 @@ def test_a_draw_is_small_and_travels_to_workers():
     import pickle
 
     assert pickle.loads(pickle.dumps(Draw(3, 1, 20.0))) == Draw(3, 1, 20.0)
+
+
+@pytest.mark.parametrize("normaliser", ["weights", "sum"])
+def test_a_window_can_be_divided_by_its_weights_or_not_at_all(curriculum, normaliser):
+    other = replace(curriculum, normaliser=normaliser)
+    totals = [(float(batch["total"]), float(batch["weights"].sum())) for batch in loader(other)]
+    assert len({total for total, _ in totals}) == (1 if normaliser == "sum" else len(totals))
+    for total, weights in totals:
+        assert total == (1.0 if normaliser == "sum" else pytest.approx(weights, rel=1e-5))
+    assert other.key != curriculum.key

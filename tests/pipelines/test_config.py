@@ -111,7 +111,7 @@ def test_every_experiment_is_listed_composes_and_sets_nothing_in_vain(experiment
 @pytest.mark.parametrize("experiment", choices_of("experiment"))
 def test_a_configuration_written_to_a_file_is_read_back_unchanged(experiment, tmp_path):
     notes = "null: 1e3 #x\n\t'\"ü {{}} 007\x01"
-    odd = [f"run.notes={notes}", "run.name=1e3", "run.tags=[null-ish, '1.0', 'true', '~']", "optim.limiter_gamma=off"]
+    odd = [f"run.notes={notes}", "run.name=1e3", "run.tags=[null-ish, '1.0', 'true', '~']", "trainer.gradient_clip_val=off"]
     config = compose([*words_of(experiment), *odd])
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
@@ -121,8 +121,8 @@ def test_a_configuration_written_to_a_file_is_read_back_unchanged(experiment, tm
     assert again.run.notes == notes
     assert {again.origins[f"{name}.{key}"] for name, schema in SECTIONS.items() for key in leaves(schema)} == {f"config={path}"}
     assert fingerprint(again) == fingerprint(config)
-    changed = from_yaml(path, ["optim.gap=7"])
-    assert changed.optim.config == dataclasses.replace(config.optim.config, gap=7)
+    changed = from_yaml(path, ["optim.lr=7"])
+    assert changed.optim.config == dataclasses.replace(config.optim.config, lr=7.0)
 
 
 def test_a_run_written_to_a_file_does_not_change_with_its_experiment(configs, tmp_path):
