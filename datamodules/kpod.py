@@ -97,7 +97,7 @@ class KpodDataConfig:
     """problems made for training"""
     held_out_problems: int = 500
     """problems made for validation, and as many for the test"""
-    problem_steps: int = 6
+    problem_steps: int = 4
     """steps of the longest problem"""
     workers: int = 0
     """processes that prepare training batches, for each training process"""

@@ -10,14 +10,16 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from datamodules.rows import DataError
 from datamodules.samples import PROMPT, Samples
@@ -43,6 +45,19 @@ def question_vectors(samples: Samples, section: ScheduleSection, embedding: Call
     if section.sentences:
         return sentence_vectors([row.question for row in samples.rows], section.sentences)
     return static_vectors(samples, embedding())
+
+
+def source_key(section: ScheduleSection) -> str:
+    """Hash the content of a GloVe file, which decides the vectors beside its name; empty for the other sources.
+
+    Raises ValueError for a file or a model that is not there, before anything is made with it.
+    """
+    if section.glove:
+        with _open_glove(Path(section.glove).expanduser()) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:20]
+    if section.sentences:
+        _loaded(AutoConfig, section.sentences)
+    return ""
 
 
 def static_vectors(samples: Samples, embedding: np.ndarray) -> np.ndarray:
@@ -96,7 +111,7 @@ def _read_glove(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
     """Read the vectors of wanted words; a word may have spaces in it, so the numbers are counted from the end."""
     found: dict[str, np.ndarray] = {}
     width = 0
-    with open_file(path, DataError(f"module.schedule.glove: {path}: no such file; give the text file of word vectors")) as stream:
+    with _open_glove(path) as stream:
         for number, line in enumerate(stream, start=1):
             fields = line.decode(errors="replace").rstrip().split(" ")
             if number == 1 and len(fields) == 2:
@@ -109,6 +124,10 @@ def _read_glove(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
     return found
 
 
+def _open_glove(path: Path) -> BufferedReader:
+    return open_file(path, DataError(f"module.schedule.glove: {path}: no such file; give the text file of word vectors"))
+
+
 def _numbers(fields: list[str], width: int, where: str) -> np.ndarray:
     try:
         return np.array(fields, np.float32).reshape(width)
@@ -118,14 +137,7 @@ def _numbers(fields: list[str], width: int, where: str) -> np.ndarray:
 
 def sentence_vectors(questions: Sequence[str], name: str) -> np.ndarray:
     """Return the mean of the last hidden states of each question's tokens, of length 1, float32 (N, D)."""
-    folder = Path(name).expanduser()
-    place = str(folder) if folder.is_dir() else name
-    try:
-        tokenizer, model = AutoTokenizer.from_pretrained(place), AutoModel.from_pretrained(place).eval()
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"module.schedule.sentences: {name} cannot be loaded ({reason}); give a model's folder, "
-                         "or its name on the Hub") from error
+    tokenizer, model = _loaded(AutoTokenizer, name), _loaded(AutoModel, name).eval()
     order = np.argsort([len(question) for question in questions], kind="stable")
     found = np.empty((len(questions), model.config.hidden_size), np.float32)
     for begin in range(0, len(order), SENTENCES):
@@ -136,6 +148,16 @@ def sentence_vectors(questions: Sequence[str], name: str) -> np.ndarray:
         mask = batch["attention_mask"].unsqueeze(-1)
         found[part] = ((states * mask).sum(1) / mask.sum(1)).numpy()
     return _unit(found)
+
+
+def _loaded(kind: Any, name: str) -> Any:
+    folder = Path(name).expanduser()
+    try:
+        return kind.from_pretrained(str(folder) if folder.is_dir() else name)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"module.schedule.sentences: {name} cannot be loaded ({reason}); give a model's folder, "
+                         "or its name on the Hub") from error
 
 
 def cluster(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -150,13 +172,6 @@ def cluster(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     kind = MiniBatchKMeans if len(vectors) > LARGE else KMeans
     with threadpool_limits(1):  # sums of several threads depend on their number
         return kind(min(count, different), n_init=STARTS, random_state=seed).fit(vectors).labels_.astype(np.uint8)
-
-
-def digest(vectors: np.ndarray, count: int, seed: int) -> str:
-    """Hash what decides the clusters."""
-    content = hashlib.blake2b(np.ascontiguousarray(vectors).tobytes(), digest_size=10)
-    content.update(repr((vectors.shape, str(vectors.dtype), count, seed, LARGE, STARTS)).encode())
-    return content.hexdigest()
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

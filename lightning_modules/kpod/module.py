@@ -16,6 +16,7 @@ from datamodules.kpod import KpodData
 from datamodules.tokenization import vocabulary_here
 from lightning_modules.base import NothingToTrain, OptimizerFactory, Phase, Rehearsal, Table
 from lightning_modules.kpod.accuracy import COLUMNS, Accuracy
+from lightning_modules.kpod.clusters import source_key
 from lightning_modules.kpod.generation import GenerationSection, Generator, gather_texts
 from lightning_modules.kpod.loss import distillation_loss
 from lightning_modules.kpod.pictures import draw_accuracy, draw_schedule
@@ -113,7 +114,9 @@ class KpodModule(LanguageModule):
         )
 
     def phases(self, data: KpodData) -> Iterable[Phase]:
-        """Give the training of token weights, where a later phase reads them."""
+        """Give the training of token weights, where a later phase reads them. Raises ValueError for what the later ones would not find."""
+        if self.config.progressive:
+            source_key(self.config.schedule)
         if self.config.weighs:
             recipe = self._recipe(data, "32-true")
             yield weighting_phase(self.config.weighting, input_embedding(recipe), data, self._plan(data).weights_folder)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from datamodules.cache import build_once
 from datamodules.kpod import KpodData
-from lightning_modules.kpod.clusters import cluster, question_vectors
+from lightning_modules.kpod.clusters import cluster, question_vectors, source_key
 from lightning_modules.kpod.difficulty import nll_of_all, step_difficulties
 from lightning_modules.kpod.schedule import Schedule, ScheduleSection, make_schedule
 from lightning_modules.kpod.weighting.artefact import read_weights
@@ -53,7 +53,7 @@ class Plan:
         return self._folder("difficulty", self.student, weights)
 
     def schedule_folder(self, stages: int) -> Path:
-        return self._folder("schedule", self.difficulty_folder.name, asdict(self.section), stages, self.data.seed)
+        return self._folder("schedule", self.difficulty_folder.name, asdict(self.section), source_key(self.section), stages, self.data.seed)
 
     def _folder(self, kind: str, *decisive: Any) -> Path:
         content = repr((FORMAT, self.data.samples.key, *decisive)).encode()

@@ -15,7 +15,7 @@ from transformers import AutoModel, BertConfig, BertModel, BertTokenizerFast
 
 from datamodules.rows import DataError
 from lightning_modules.kpod import clusters
-from lightning_modules.kpod.clusters import cluster, digest, glove_vectors, question_vectors, sentence_vectors, static_vectors
+from lightning_modules.kpod.clusters import cluster, glove_vectors, question_vectors, sentence_vectors, source_key, static_vectors
 from lightning_modules.kpod.schedule import ScheduleSection
 
 
@@ -152,10 +152,20 @@ def test_fewer_different_questions_than_clusters_warn():
         cluster(vectors, 2, 0)
 
 
-def test_the_digest_changes_with_everything_that_decides_the_clusters():
-    vectors, _ = kinds(10)
-    other = vectors.copy()
-    other[3, 4] += 1e-6
-    keys = {digest(vectors, 5, 0), digest(other, 5, 0), digest(vectors, 4, 0), digest(vectors, 5, 1), digest(vectors.reshape(20, 16), 5, 0)}
-    assert len(keys) == 5
-    assert digest(vectors.copy(), 5, 0) in keys
+def test_the_key_of_a_glove_file_is_its_content(tmp_path):
+    path = tmp_path / "glove.txt"
+    path.write_text(GLOVE)
+    section = ScheduleSection(glove=str(path))
+    first = source_key(section)
+    assert source_key(section) == first
+    path.write_text(GLOVE + "more 1 2 3\n")
+    assert source_key(section) != first
+    path.unlink()
+    with pytest.raises(DataError, match=r"module\.schedule\.glove: .*no such file"):
+        source_key(section)
+
+
+def test_a_sentence_model_that_is_missing_is_told_before_anything_is_made(tmp_path, sentence_model):
+    assert source_key(ScheduleSection()) == source_key(ScheduleSection(sentences=str(sentence_model))) == ""
+    with pytest.raises(ValueError, match=r"module\.schedule\.sentences: .* cannot be loaded"):
+        source_key(ScheduleSection(sentences=str(tmp_path / "nothing")))
