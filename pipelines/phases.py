@@ -1,7 +1,8 @@
 """Trainings that come before a method's own: each is an ordinary fit in a folder that outlives the run, skipped where it is done."""
 
+import time
 from dataclasses import replace
-from typing import Literal
+from typing import IO, Literal
 
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
@@ -10,6 +11,7 @@ from lightning_modules.base import MethodModule, Phase
 from pipelines.build import Built, make_trainer
 from pipelines.callbacks import RunRecord, seed_at
 from pipelines.checkpoints import Interrupted
+from pipelines.errors import ConfigError
 from pipelines.pictures import draw_loss
 from pipelines.processes import rank
 from pipelines.runs import claim, newest_checkpoint
@@ -25,10 +27,32 @@ def run_phases(config: RunConfig, built: Built) -> None:
     built.data.setup("fit")
     seed_at(config.run.seed, "weights")  # a phase may look at the weights that the method will start from
     for phase in built.module.phases(built.data):
-        if phase.done:
-            _say(f"{phase.name}: done before, in {phase.folder}")
-        else:
-            _train(_of_phase(config, phase), phase, built.loggers)
+        lock = _hold(phase, alone=config.trainer.devices * config.trainer.num_nodes == 1)
+        try:
+            if phase.done:
+                _say(f"{phase.name}: done before, in {phase.folder}")
+            else:
+                _train(_of_phase(config, phase), phase, built.loggers)
+        finally:
+            if lock is not None:
+                lock.close()
+
+
+def _hold(phase: Phase, alone: bool) -> IO[str] | None:
+    """Keep other runs from training a phase; a run of one process waits while another trains it, and has it then."""
+    if phase.done or rank() > 0:
+        return None
+    waits = False
+    while True:
+        try:
+            return claim(phase.folder)
+        except ConfigError:
+            if not alone:
+                raise
+        if not waits:
+            _say(f"{phase.name}: waiting for another run that trains it in {phase.folder}")
+        waits = True
+        time.sleep(1)
 
 
 def _of_phase(config: RunConfig, phase: Phase) -> RunConfig:
@@ -42,7 +66,6 @@ def _of_phase(config: RunConfig, phase: Phase) -> RunConfig:
 
 def _train(config: RunConfig, phase: Phase, loggers: list[Logger]) -> None:
     checkpoint = newest_checkpoint(phase.folder)
-    lock = claim(phase.folder) if rank() == 0 else None
     _say(f"{phase.name}: training in {phase.folder}" + (f", on from {checkpoint.stem}" if checkpoint else ""))
     trainer = make_trainer(config, phase.folder, RunRecord(), [MetricsFile(phase.folder), *_beside(loggers, phase.name)])
     try:
@@ -51,9 +74,8 @@ def _train(config: RunConfig, phase: Phase, loggers: list[Logger]) -> None:
         _say(f"{phase.name}: interrupted after {trainer.global_step} steps; the same command goes on from there")
         raise
     finally:
-        if lock is not None:
+        if rank() == 0:
             draw_loss(phase.folder / "metrics.csv", phase.folder / "loss.png")
-            lock.close()
 
 
 def _beside(loggers: list[Logger], name: str) -> list[Logger]:
