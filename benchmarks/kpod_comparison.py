@@ -74,7 +74,8 @@ def table(found: dict[str, list[dict[str, Any]]], rate: float, tuned: dict[float
              "A LLaMA of 0.7M weights from nothing, 2000 problems of one to four steps, 2000 updates, 500 held-out questions; seeds "
              f"{seeds}, each with problems of its own; mean and 95 % interval. Learning rate {rate:g}, the best of plain fine-tuning on "
              f"seed {TUNING_SEED} ({rates}).", "",
-             "| contender | accuracy | minus plain, paired | val loss (nats) | misses | tokens learned |", "| --- | --- | --- | --- | --- | --- |"]
+             "| contender | accuracy | minus plain, paired | val loss (nats) | misses | tokens learned |",
+             "| --- | --- | --- | --- | --- | --- |"]
     for name, runs in found.items():
         accuracy = [100 * run["accuracy"] for run in runs]
         gains = [a - 100 * plain["accuracy"] for a, plain in zip(accuracy, found[PLAIN])]
