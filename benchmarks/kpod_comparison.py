@@ -22,7 +22,7 @@ from typing import Any
 from results import write_section
 from scipy.stats import t as student
 
-TUNING_SEED, SEEDS, RATES = 1, (11, 12, 13), (0.001, 0.002, 0.004)
+TUNING_SEED, SEEDS, RATES = 1, (11, 12, 13), (0.0005, 0.001, 0.002)
 PLAIN = "plain fine-tuning (SCoTD)"
 CONTENDERS = {
     PLAIN: ("module.token_weights=off", "module.progressive=false"),
@@ -32,7 +32,6 @@ CONTENDERS = {
     "w.o. prog: whole rationales": ("module.progressive=false",),
     "w.o. div: no clusters": ("module.diversity=false",),
     "KPOD, factors from 0.3": ("module.weight_floor=0.3",),
-    "KPOD, factors from 0.3, by weight": ("module.weight_floor=0.3", "module.normaliser=weights"),
 }
 COMMON = ("train", "method=kpod", "logger=csv", "trainer.accelerator=cpu", "trainer.threads=1", "data.held_out_problems=500",
           "trainer.val_every_n_steps=100000", "trainer.log_every_n_steps=50", "checkpoint.every_n_steps=100000")
@@ -41,7 +40,7 @@ COMMON = ("train", "method=kpod", "logger=csv", "trainer.accelerator=cpu", "trai
 def run(name: str, rate: float, seed: int, out: Path) -> dict[str, Any]:
     """Train once, or read what a run before has left; return its figures."""
     place = out / f"{name.split(':')[0].replace(' ', '_').replace(',', '')}-lr{rate:g}-s{seed}"
-    record = place.with_suffix(".json")
+    record = out / f"{place.name}.json"
     if not record.is_file():
         words = (*COMMON, *CONTENDERS[name], f"optim.lr={rate}", f"run.seed={seed}", f"run.root={out}", f"run.name={place.name}",
                  f"data.cache={out / 'cache'}", "run.resume=auto")
