@@ -76,13 +76,13 @@ def nll_of_all(samples: Samples, batches: Batches, forward: Callable[[Batch], Te
     order = np.argsort(np.diff(samples.offsets), kind="stable")
     chunks = [order[begin : begin + rows] for begin in range(0, len(order), rows)]
     walk = _Walk(samples, work, len(chunks))
-    done = _from_first([walk.read(number, chunk) is not None for number, chunk in enumerate(chunks)])
+    done = from_first([walk.read(number, chunk) is not None for number, chunk in enumerate(chunks)])
     for number, chunk in enumerate(chunks):
         if not done[number]:
             found = _gathered(_share(chunk, samples, batches, forward))
             if _rank() == 0:
                 walk.write(number, np.concatenate([found[index] for index in chunk.tolist()]))
-    return _from_first(_placed(samples, chunks, walk) if _rank() == 0 else None)
+    return from_first(_placed(samples, chunks, walk) if _rank() == 0 else None)
 
 
 class _Walk:
@@ -156,7 +156,7 @@ def _gathered(found: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
     return {index: values for share in shares for index, values in share.items()}
 
 
-def _from_first(value: Any) -> Any:
+def from_first(value: Any) -> Any:
     """Hand what the first process has to all."""
     if dist.is_initialized():
         box = [value]

@@ -18,7 +18,7 @@ from torch import Tensor
 from datamodules.cache import build_once
 from datamodules.kpod import KpodData
 from lightning_modules.kpod.clusters import cluster, question_vectors, source_key
-from lightning_modules.kpod.difficulty import nll_of_all, step_difficulties
+from lightning_modules.kpod.difficulty import from_first, nll_of_all, step_difficulties
 from lightning_modules.kpod.schedule import Schedule, ScheduleSection, make_schedule
 from lightning_modules.kpod.weighting.artefact import read_weights
 
@@ -77,7 +77,7 @@ class Plan:
     def find_difficulties(self, logits: Callable[[dict[str, Tensor]], Tensor], batch_size: int) -> None:
         """Read the difficulty of every step, or work it out with `logits` of the student as it is; every process has to call this."""
         samples, folder = self.data.samples, self.difficulty_folder
-        if not self.has_difficulties:
+        if not from_first(self.has_difficulties):
             log.info("difficulty: one forward over %d samples", len(samples))
             nll = nll_of_all(samples, lambda indices: self.data.full_batches(indices, batch_size), logits,
                              self._folder("nll", self.student))
