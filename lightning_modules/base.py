@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -48,6 +49,39 @@ class Exportable:
     tokenizer: Any  # PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A training that has to come before a method's own, such as that of a network which weighs the data.
+
+    `folder` is named after everything that decides the outcome, so that a finished phase is never trained again, whichever run asks
+    for it, and one that was interrupted goes on. The module leaves `DONE` there when its outcome is whole.
+    """
+
+    DONE = "meta.json"
+
+    name: str
+    folder: Path
+    module: "MethodModule"
+    data: LightningDataModule
+    epochs: int
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / self.DONE).is_file()
+
+
+class NothingToTrain(Exception):
+    """Raised by a module that was asked to stop before its training; the message says what it has made instead."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that a validation shows beside its figures, such as questions with their answers."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+
 class MethodModule(LightningModule):
     """A method: its networks and losses. Subclasses take `(config, optimizer)`.
 
@@ -62,6 +96,15 @@ class MethodModule(LightningModule):
         super().__init__()
         self.config = config
         self.optimizer = optimizer
+        self.tables: dict[str, Table] = {}  # of the last validation, on the first process; the launcher writes them down
+
+    def phases(self, data: Any) -> Iterable[Phase]:
+        """Give the trainings that come before this one, in their order; `data` is set up."""
+        return ()
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """Draw what training has shown into the run's folder; called on the first process when a run ends."""
+        return []
 
     def shard(self, network: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
         """Spread a network's weights by rows where the strategy is FSDP2, each of `blocks` gathered on its own; else leave it."""

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from lightning_modules.base import MethodModule, OptimizerFactory
-from pipelines.callbacks import LearningRate, RunRecord, SeedEachBatch, Throughput
+from pipelines.callbacks import Findings, LearningRate, RunRecord, SeedEachBatch, Throughput
 from pipelines.checkpoints import Checkpoints, WholeFiles
 from pipelines.logs import set_up_logs
 from pipelines.progress import progress_bar
@@ -95,7 +95,7 @@ def _callbacks(config: RunConfig, folder: Path | None, record: RunRecord) -> lis
     t = config.trainer
     window = min(max(t.log_every_n_steps * t.accumulate_grad_batches, 2), 100)  # batches between two rows of metrics
     callbacks: list[Callback] = [record, SeedEachBatch(config.run.seed), LearningRate(), Throughput(window), progress_bar()]
-    return callbacks if folder is None else [*callbacks, Checkpoints(folder / "checkpoints", config.checkpoint)]
+    return callbacks if folder is None else [*callbacks, Findings(folder), Checkpoints(folder / "checkpoints", config.checkpoint)]
 
 
 def _loggers(config: RunConfig, folder: Path | None) -> list[Logger]:

@@ -1,16 +1,23 @@
 """What every run does beside training: seeds, learning rate, throughput, and a record of the last validation."""
 
+import csv
 import hashlib
+import os
 import random
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ThroughputMonitor
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import RunningStage
 from torch.utils._pytree import tree_leaves
+
+from lightning_modules.base import Table
+from pipelines.runs import PART
 
 
 class SeedEachBatch(Callback):
@@ -97,3 +104,38 @@ def size_of(batch: Any) -> tuple[int, int]:
     """Count the sequences and the items (tokens) of a batch by its first tensor, (B, ...); a batch without one counts as one."""
     first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim), None)
     return (1, 1) if first is None else (first.shape[0], first.numel())
+
+
+class Findings(Callback):
+    """Write down what a module shows beside figures: its tables after each validation, its pictures at the end; W&B gets them too."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        for name, table in pl_module.tables.items():  # type: ignore[union-attr, operator]
+            write_table(self.folder / "tables" / f"{name}.csv", table)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_table(name, columns=list(table.columns), data=[list(row) for row in table.rows])
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        for picture in pl_module.pictures(self.folder):  # type: ignore[operator]
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger) and picture.suffix == ".png":
+                    logger.log_image(picture.stem, [str(picture)])
+
+
+def write_table(path: Path, table: Table) -> None:
+    """Write a table as a CSV file, whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_name(path.name + PART)
+    with part.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(table.columns)
+        writer.writerows(table.rows)
+    os.replace(part, path)

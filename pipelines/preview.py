@@ -19,13 +19,13 @@ class PreviewDone(Exception):
 
 
 class Preview(Callback):
-    """Print the plan of a run and stop before the first training batch."""
+    """Print the plan of a run and stop when all is built: before the module's own `on_fit_start`, which may take long."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._model(pl_module)
         for number, optimizer in enumerate(trainer.optimizers):
             self._optimizer(number, getattr(optimizer, "optimizer", optimizer))

@@ -78,19 +78,27 @@ def _give_up(place: Place, error: BaseException) -> None:
 
 def _fit(config: RunConfig, place: Place) -> tuple[dict[str, float], str]:
     """Run Lightning; return the last validation figures and how the run ended."""
+    from lightning_modules.base import NothingToTrain
     from pipelines.build import build
     from pipelines.checkpoints import Interrupted
+    from pipelines.phases import run_phases
     from pipelines.pictures import draw_loss
     from pipelines.tracking import close_wandb
 
     built = build(config, place.folder)
     trainer, picture, failed = built.trainer, place.folder / "loss.png", True
     try:
+        run_phases(config, built)
         trainer.fit(built.module, datamodule=built.data, ckpt_path=place.checkpoint, weights_only=True if place.checkpoint else None)
         built.validate_if_needed()
         failed = False
     except Interrupted:
         return {"step": trainer.global_step}, "interrupted"
+    except NothingToTrain as made:
+        failed = False
+        if rank() == 0:
+            print(made)
+        return {}, "finished"
     finally:
         if rank() == 0:
             draw_loss(place.folder / "metrics.csv", picture)
