@@ -89,7 +89,7 @@ class TrainingLoader:
     An epoch that the trainer cuts short (limit_train_batches) goes on in the next one instead of starting anew.
     """
 
-    def __init__(self, blocks: PackedBlocks, order: TrainingOrder, workers: int = 0) -> None:
+    def __init__(self, blocks: Dataset, order: TrainingOrder, workers: int = 0) -> None:
         self.blocks, self.order, self.workers = blocks, order, workers
         self.epoch = self.offset = 0
         self._iterator: Any = None  # under this name, Lightning stops its workers at the end of a run

@@ -6,7 +6,7 @@ layer, and z is what that reads. Bag-of-words features are mostly zeros: as a sp
 the neighbours are summed. Both are linear, so the outcome is that of the dense layer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -104,7 +104,7 @@ class SparseGINConv(GINConv):
 class Convolutions(nn.Module):
     """Layers of PyG, the last of which classifies; z is its input."""
 
-    def __init__(self, layers: list[nn.Module], activation: Callable[[Tensor], Tensor], dropout: float) -> None:
+    def __init__(self, layers: Sequence[nn.Module], activation: Callable[[Tensor], Tensor], dropout: float) -> None:
         super().__init__()
         self.convs = nn.ModuleList(layers)
         self.activation, self.dropout = activation, dropout
