@@ -21,8 +21,8 @@ from lightning_modules.freekd.losses import entropies
 
 @dataclass(frozen=True)
 class AgentSection:
-    policy: Literal["concat", "equivariant"] = "concat"
-    """state of the first level: all networks side by side (paper), or one score a network by the same weights"""
+    policy: Literal["equivariant", "concat"] = "equivariant"
+    """one score a network, by the same weights; or all networks side by side (paper)"""
     hidden: int = 64
     """width of the policies"""
     lr: float = 0.01

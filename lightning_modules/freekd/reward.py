@@ -11,8 +11,8 @@ how much better the chosen teacher knows the node and its neighbourhood than the
     level_i(k) = mean over the others m of q_i^m - q_i^k,   A1_i = level_i(a1_i) + gamma * mean over N_i of level_u(a1_i) - E_pi[the same]
     A2_i = (a2_i - pi_delta) * mean over M_i of level_u(a1_i)
 
-q is the cross-entropy at labelled nodes. At others it is a stand-in without labels: the network's entropy, or its distance from what the
-networks say together about the node's neighbours. Labels of validation and test are never read.
+q is the cross-entropy at labelled nodes; at others a stand-in without labels, the network's entropy. A level is taken relative to the
+network's average over nodes. Labels of validation and test are never read.
 """
 
 import torch
@@ -32,23 +32,14 @@ def questions(ce: Tensor, labelled: Tensor, stand_in: Tensor) -> Tensor:
     return torch.where(labelled, ce, stand_in)
 
 
-def levels(q: Tensor) -> Tensor:
-    """Return level_i(k), (K, |B|): how much lower q is in network k than in the others on average."""
-    networks = len(q)
-    return (q.sum(0) - q) / max(networks - 1, 1) - q
+def levels(q: Tensor, counted: Tensor) -> Tensor:
+    """Return level_i(k), (K, |B|): how much lower q is in network k than in the others, less the same on average over `counted` nodes.
 
-
-def consensus_distance(log_p: Tensor, edges: LocalEdges) -> Tensor:
-    """Return, (K, |B|), the cross-entropy in nats of each network against the mean prediction of a node's neighbours in all networks.
-
-    `log_p` is (K, |B|, V, O). A node without neighbours is compared with the networks' own mean at it.
+    Without the average, the network that is surer of everything would teach everywhere.
     """
-    mean = log_p.exp().mean(0)  # (|B|, V, O)
-    every = torch.ones_like(edges.centre, dtype=torch.bool)
-    around = edges.means(mean.movedim(0, -1), every).movedim(-1, 0)
-    alone = edges.degrees(every) == 0
-    around = torch.where(alone[:, None, None], mean, around)
-    return -(around * log_p).sum(-1).mean(-1)
+    level = (q.sum(0) - q) / max(len(q) - 1, 1) - q
+    mean = torch.where(counted, level, 0.0).sum(1, keepdim=True) / counted.sum().clamp(min=1)
+    return torch.where(counted, level - mean, 0.0)
 
 
 def level_advantages(level: Tensor, first: Tensor, edges: LocalEdges, counted: Tensor, gamma: float, teacher: Tensor) -> Tensor:

@@ -73,8 +73,8 @@ class RewardSection:
     """what a choice is worth: how much better the teacher knows the node than the others; the paper's reward, centred; the paper's"""
     gamma: float = 0.5
     """weight of the neighbourhood"""
-    unlabelled: Literal["entropy", "neighbours", "none"] = "entropy"
-    """stand-in for the cross-entropy at unlabelled nodes: a network's entropy, or its distance from the neighbourhood's mean prediction"""
+    unlabelled: Literal["taught", "entropy", "none"] = "taught"
+    """stand-in for the cross-entropy at unlabelled nodes: the entropy of what was taught, of what the network says afterwards, or nothing"""
 
     def __post_init__(self) -> None:
         if self.gamma < 0:
@@ -240,10 +240,9 @@ def judge(config: RewardSection, agent: Agent, decision: Decision, after: Seen, 
 
 def _worth_by_level(config: RewardSection, agent: Agent, told: Experience, kept: Tensor, after: Seen, place: Place) -> Tensor:
     """Return A1 and A2 of the reward called advantage, (2, |B|)."""
-    stand_in = (reward.consensus_distance(after.log_p, place.edges) if config.unlabelled == "neighbours"
-                else losses.entropies(after.log_p))
-    level = reward.levels(reward.questions(after.ce, place.labelled, stand_in))
+    stand_in = -told.certainty if config.unlabelled == "taught" else losses.entropies(after.log_p)
     counted = place.labelled if config.unlabelled == "none" else torch.ones_like(place.labelled)
+    level = reward.levels(reward.questions(after.ce, place.labelled, stand_in), counted)
     first, second = agent.first_logits(told.first, told.certainty), agent.second_logit(told.second)
     a1 = reward.level_advantages(level, first, place.edges, counted, config.gamma, told.teacher)
     a2 = reward.structure_advantages(level, second, place.edges, kept & counted[place.edges.neighbour], told.teacher, told.carried)
