@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from datamodules.blocks import TrainingOrder
 from datamodules.graphs import Graph, GraphBatch, batch_of
-from datamodules.neighbours import InNeighbours
+from datamodules.neighbours import CompiledSampler, InNeighbours, pyg_lib_is_there
 
 ROUNDS = 2  # steps that a cluster grows from its anchor
 
@@ -54,10 +54,12 @@ class Neighbourhoods(Dataset):
     def __init__(self, graph: Graph, pool: Tensor, fanouts: list[int], seed: int) -> None:
         self.graph, self.pool, self.fanouts, self.seed = graph, pool, fanouts, seed
         self.neighbours = InNeighbours.of(graph.edge_index, graph.num_nodes)
+        self.compiled = CompiledSampler(graph.edge_index, graph.num_nodes, fanouts) if pyg_lib_is_there() else None
 
     def __getitems__(self, places: list[int]) -> GraphBatch:
         seeds = self.pool[places]
-        nodes, edges = self.neighbours.sample(seeds, self.fanouts, _generator(self.seed, seeds))
+        generator = _generator(self.seed, seeds)
+        nodes, edges = self.compiled.sample(seeds, generator) if self.compiled else self.neighbours.sample(seeds, self.fanouts, generator)
         return batch_of(self.graph, nodes, len(seeds), edges, self.neighbours.between(seeds))
 
 

@@ -17,10 +17,13 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
+from torch_geometric.data.storage import GlobalStorage
 
 from datamodules.cache import build_once
 from datamodules.graphs import tidy_features
@@ -31,8 +34,9 @@ log = logging.getLogger(__name__)
 
 PPI = "torch_geometric.datasets.PPI"  # the set that is read here
 FORMAT = 1  # part of every key: raise it when what is stored changes
-AS_FOUND = "."  # a class looks for its files where they lie under the root
 LINK_BYTES = 200  # a text file that is a link in a repository checked out without links is no longer than this
+
+KEPT_BY_OGB = [DataEdgeAttr, DataTensorAttr, GlobalStorage]  # ogb 1.3.6 reads what it has stored as torch did before 2.6
 
 Raw = dict[str, Tensor]  # x, edge_index, y, real (n,) bool: not made up; where given train, valid, test: (n,) or (n, splits) bool; graph_id
 
@@ -44,8 +48,8 @@ class GraphSet:
     kind: str  # dotted name
     arguments: dict[str, Any]
     folder: str
-    below: str
-    raw: tuple[str, ...] = ("raw",)  # what is read of the folder
+    below: Path
+    raw: tuple[str, ...] = ("raw/**/*",)  # what is read of the folder, as globs
 
     @property
     def label(self) -> str:
@@ -60,21 +64,22 @@ def graph_set(name: str, split: str, arguments: list[str]) -> GraphSet:
     """Find a set by the name of its graph, or by the dotted name of a class of PyG's kind, which `arguments` (key=value) go to."""
     if "." in name:
         given = dict(_argument(word) for word in arguments)
-        return GraphSet(name, given, str(given.get("name", "")), AS_FOUND)
+        return GraphSet(name, given, "", Path(), ("raw/**/*", "*/raw/**/*"))
     word = name.lower()
     if word.startswith("ogbn-"):
         folder = word.replace("-", "_")
-        return GraphSet("ogb.nodeproppred.PygNodePropPredDataset", {"name": word}, folder, folder, ("raw", "split", "mapping"))
+        return GraphSet("ogb.nodeproppred.PygNodePropPredDataset", {"name": word}, folder, Path(folder),
+                        ("raw/**/*", "split/**/*.csv.gz", "RELEASE_*"))
     pyg, shown = "torch_geometric.datasets.", SHOWN.get(word, word)
     if word in ("cora", "citeseer", "pubmed"):
-        stored, raw = ("geom-gcn", "geom-gcn/raw") if split == "geom-gcn" else ("public", "raw")
-        return GraphSet(pyg + "Planetoid", {"name": shown, "split": stored}, shown, shown, (raw,))
+        stored, raw = ("geom-gcn", "geom-gcn/raw/*") if split == "geom-gcn" else ("public", "raw/*")
+        return GraphSet(pyg + "Planetoid", {"name": shown, "split": stored}, shown, Path(shown), (raw,))
     if word in ("chameleon", "squirrel"):
-        return GraphSet(pyg + "WikipediaNetwork", {"name": word}, word, word, ("geom_gcn/raw",))
+        return GraphSet(pyg + "WikipediaNetwork", {"name": word}, word, Path(word), ("geom_gcn/raw/*",))
     if word == "ppi":
-        return GraphSet(PPI, {}, "PPI", "")
+        return GraphSet(PPI, {}, "PPI", Path())
     family = "WebKB" if word in ("cornell", "texas", "wisconsin") else "Coauthor" if word in ("cs", "physics") else "Amazon"
-    return GraphSet(pyg + family, {"name": shown}, shown, shown)
+    return GraphSet(pyg + family, {"name": shown}, shown, Path(shown))
 
 
 def _argument(word: str) -> tuple[str, Any]:
@@ -129,12 +134,14 @@ def _files(chosen: GraphSet, base: Path, root: str) -> Iterator[tuple[str, Path]
         raise DataError(f"data.root: no such folder {root}; it holds the graph sets in the folders that PyG makes, such as Cora/raw")
     named = [path for path in sorted(base.iterdir()) if path.is_dir() and _plain(path.name) == _plain(chosen.folder)]
     for start in (*named, base):  # a root may also be the folder of the set itself
-        below = Path(start.name if chosen.below == AS_FOUND and start != base else chosen.below)
-        found = [path for part in chosen.raw for path in sorted((start / part).rglob("*")) if path.is_file()]
+        found = [path for part in chosen.raw for path in sorted(start.glob(part)) if path.is_file()]
+        if not chosen.folder and "name" in chosen.arguments:
+            own = {"raw", _plain(str(chosen.arguments["name"]))}
+            found = [path for path in found if _plain(path.relative_to(start).parts[0]) in own]
         if found:
-            yield from ((str(below / path.relative_to(start)), _linked(path)) for path in found)
+            yield from ((str(chosen.below / path.relative_to(start)), _linked(path)) for path in found)
             return
-    wanted = Path(root) / chosen.folder / chosen.raw[0]
+    wanted = Path(root) / chosen.folder / chosen.raw[0].partition("/*")[0]
     raise DataError(f"data.root: {wanted} has no files; put the raw files of the set there, or leave data.root out to download them")
 
 
@@ -180,7 +187,8 @@ def _made(kind: type, chosen: GraphSet, folder: Path, download: bool) -> Any:
         arguments["root"] = str(folder)
     offline = kind if download else type(kind.__name__, (kind,), {"download": _refuse_download})
     try:
-        return offline(**arguments)
+        with torch.serialization.safe_globals(KEPT_BY_OGB):
+            return offline(**arguments)
     except DataError:
         raise
     except Exception as error:
@@ -200,7 +208,9 @@ def _refuse_download(dataset: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+    """Keep readers from printing, and from asking whether a download of gigabytes is meant: the user has named the set."""
+    said_yes = patch("sys.stdin", io.StringIO("y\n"))
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), said_yes:
         warnings.simplefilter("ignore")
         yield
 

@@ -31,7 +31,9 @@ def full_split(masks: dict[str, Tensor], real: Tensor) -> Masks:
 
 
 def random_split(y: Tensor, per_class: int, valid_per_class: int, seed: int) -> Masks:
-    """Draw training and validation nodes of each class; the rest tests. A class too small gives half its nodes to training.
+    """Draw training and validation nodes of each class; the rest tests.
+
+    Of a class too small for that, at most a half trains, and at most a half of the rest validates.
 
     Labels that do not exclude each other have no classes to draw from: 60 % train, 20 % validate and 20 % test.
     """

@@ -7,7 +7,15 @@ given: the same generator gives the same sample.
 from dataclasses import dataclass
 
 import torch
+import torch_geometric.typing
 from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.sampler import NeighborSampler, NodeSamplerInput
+
+
+def pyg_lib_is_there() -> bool:
+    """Tell whether PyG's compiled sampler can be used."""
+    return torch_geometric.typing.WITH_PYG_LIB
 
 
 @dataclass
@@ -91,3 +99,19 @@ class InNeighbours:
             places = torch.where(stuck, 0, self.pointers[here] + draw)
             steps.append(torch.where(stuck, here, self.sources[places]) if len(self.sources) else here)
         return torch.stack(steps, 1)
+
+
+class CompiledSampler:
+    """The same samples from PyG's sampler in C++ (pyg-lib). It draws from torch's global generator, which is put back afterwards."""
+
+    def __init__(self, edge_index: Tensor, num_nodes: int, fanouts: list[int]) -> None:
+        graph = Data(edge_index=edge_index, num_nodes=num_nodes)
+        self.sampler = NeighborSampler(graph, num_neighbors=fanouts, is_sorted=True)
+
+    def sample(self, seeds: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return nodes (m,), seeds first, and edges (2, k) in places of these, sorted by target."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator.initial_seed())
+            found = self.sampler.sample_from_nodes(NodeSamplerInput(None, seeds))
+        edges = torch.stack([found.row, found.col])
+        return found.node, edges[:, edges[1].argsort(stable=True)]
