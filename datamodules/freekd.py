@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from datamodules.blocks import TrainingLoader, TrainingOrder
-from datamodules.graph_batches import ClusteredOrder, Neighbourhoods, Walks, WholeGraphs, pool_edges
+from datamodules.graph_batches import ClusteredOrder, Neighbourhoods, Repeated, Walks, WholeGraphs, pool_edges
 from datamodules.graph_sets import graph_set, read_set
 from datamodules.graph_splits import full_split, random_split, stored_split
-from datamodules.graphs import Graph, GraphBatch, row_normalized, tidy_edges, whole
+from datamodules.graphs import Graph, row_normalized, tidy_edges, whole
 from datamodules.planted import planted
 from datamodules.rows import DataError
 
@@ -195,7 +195,7 @@ class FreekdData(L.LightningDataModule):
         if config.batch == "full":
             if processes > 1 and rank == 0:
                 log.warning("every process trains on the whole graph; data.batch=clustered shares its nodes out")
-            return [self._batch if self._training is self._held_out else whole(self._training)] * config.repeats
+            return Repeated(self._batch if self._training is self._held_out else whole(self._training), config.repeats)
         graph, pool = self._training, self._pool()
         size = max(1, config.batch_size // (config.walk_length + 1)) if config.batch == "walks" else config.batch_size
         if len(pool) < size * processes:
@@ -215,11 +215,11 @@ class FreekdData(L.LightningDataModule):
             return graph.graph_id.unique()
         return (graph.train if self.config.seeds == "train" else torch.ones_like(graph.train)).nonzero().view(-1)
 
-    def val_dataloader(self) -> list[GraphBatch]:
+    def val_dataloader(self) -> Repeated:
         """The whole graph, or all graphs that are held out, as one batch; its masks say what validates and what tests."""
-        return [self._batch]
+        return Repeated(self._batch)
 
-    def test_dataloader(self) -> list[GraphBatch]:
+    def test_dataloader(self) -> Repeated:
         """The same batch as for validation."""
         return self.val_dataloader()
 

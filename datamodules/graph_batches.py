@@ -5,6 +5,7 @@ methods, so a run is resumed exactly from one position, and processes share out 
 """
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,28 @@ from datamodules.graphs import Graph, GraphBatch, batch_of
 from datamodules.neighbours import CompiledSampler, InNeighbours, pyg_lib_is_there
 
 ROUNDS = 2  # steps that a cluster grows from its anchor
+
+
+class Repeated:
+    """A loader of one batch that is handed out so many times an epoch; a list would be as many loaders to Lightning.
+
+    A run may go on from the middle of an epoch: what is left of it are the same batches.
+    """
+
+    def __init__(self, batch: GraphBatch, times: int = 1) -> None:
+        self.batch, self.times = batch, times
+
+    def __len__(self) -> int:
+        return self.times
+
+    def __iter__(self) -> Iterator[GraphBatch]:
+        return iter([self.batch] * self.times)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing: there is no position to restore."""
 
 
 class ClusteredOrder(TrainingOrder):

@@ -133,7 +133,7 @@ def test_whole_graphs_come_as_often_as_repeats_says_and_keep_what_is_prepared():
     assert len(rest) == 2
     assert all(batch is first for batch in rest)
     assert first.seeds == first.num_nodes == 1200
-    assert first is made.val_dataloader()[0]
+    assert first is next(iter(made.val_dataloader()))
     assert first.to("cpu") is first
     moved = first.to("meta")
     assert moved.x.device.type == moved.train_mask.device.type == "meta"
@@ -206,13 +206,13 @@ def test_a_batch_larger_than_what_there_is_to_start_from_is_refused():
 
 
 def test_views_show_each_network_its_block_of_features_and_all_without_views():
-    batch = data(name="planted-views").val_dataloader()[0]
+    batch = next(iter(data(name="planted-views").val_dataloader()))
     first, second = batch.features(0), batch.features(1)
     torch.testing.assert_close(first + second, batch.x)
     assert not first[:, 24:].any()
     assert not second[:, :24].any()
     assert torch.equal(batch.features(2), first)
-    plain = data().val_dataloader()[0]
+    plain = next(iter(data().val_dataloader()))
     assert plain.features(1) is plain.x
 
 

@@ -135,7 +135,7 @@ def test_ppi_is_one_union_whose_edges_are_numbered_from_the_first_node_of_each_g
     (training,) = data.train_dataloader()
     assert training.num_nodes == 8
     assert training.train_mask.all()
-    assert data.val_dataloader()[0].num_nodes == 16
+    assert next(iter(data.val_dataloader())).num_nodes == 16
     batches = list(read("ppi", batch="graphs", batch_size=1).train_dataloader())
     assert sorted(batch.node_id.tolist() for batch in batches) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
@@ -323,7 +323,7 @@ def test_in_the_planted_graph_neighbours_tell_one_half_of_the_classes_and_featur
 def test_in_the_planted_views_each_tells_one_half_of_the_classes(seed):
     data = FreekdData(FreekdDataConfig("planted-views", split_index=seed))
     data.setup()
-    graph, batch = data.graph, data.val_dataloader()[0]
+    graph, batch = data.graph, next(iter(data.val_dataloader()))
     right = [nearest_class_accuracy(smoothed(graph, batch.features(view)), data) for view in (0, 1)]
     for half in (0, 1):
         nodes = graph.test & (data.expert == half)

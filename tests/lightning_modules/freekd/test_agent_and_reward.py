@@ -98,7 +98,7 @@ def test_the_policy_gradient_averages_to_the_exact_gradient_over_all_choices():
 
     def worth_and_effect(teacher, carried):
         acts = edges.degrees(teacher[edges.centre] == teacher[edges.neighbour]) > 1
-        return table[tuple((teacher.tolist() + (carried * acts).long().tolist()))], acts
+        return table[tuple(teacher.tolist() + (carried * acts).long().tolist())], acts
 
     def loss(teacher, carried):
         worth, acts = worth_and_effect(teacher, carried)
@@ -171,7 +171,8 @@ def expertise(seed, agent_config, distil=None, reward_config=None, steps=100):
     batch = whole(replace(graph, train=everyone, valid=~everyone, test=~everyone))
     networks = [make_network("gcn", graph.num_features, graph.num_classes, NetworkConfig(hidden=32)) for _ in range(2)]
     agent = Agent([32, 32], 1, 0, agent_config)
-    optimizers = [torch.optim.Adam([p for n in networks for p in n.parameters()], 0.01), torch.optim.Adam(agent.parameters(), agent_config.lr)]
+    optimizers = [torch.optim.Adam([p for n in networks for p in n.parameters()], 0.01),
+                  torch.optim.Adam(agent.parameters(), agent_config.lr)]
     place, told, baseline = step.place_of(batch.seed_edges, batch.y, batch.train_mask, 400, False), None, torch.full((400,), torch.nan)
     for number in range(steps):
         seen = step.see([n(batch.features(k), batch.edge_index) for k, n in enumerate(networks)], place, False)
