@@ -26,7 +26,7 @@ from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import GlobalStorage
 
 from datamodules.cache import build_once
-from datamodules.graphs import tidy_features
+from datamodules.graphs import sparse_without_a_word, tidy_features
 from datamodules.ppi import read_ppi
 from datamodules.rows import DataError
 
@@ -110,7 +110,8 @@ def read_set(chosen: GraphSet, root: str | None, cache: Path) -> Raw:
         shutil.rmtree(temporary / "work")
 
     folder = build_once(cache / "graphs" / key, build)
-    return torch.load(folder / "graph.pt", weights_only=True)
+    with sparse_without_a_word():
+        return torch.load(folder / "graph.pt", weights_only=True)
 
 
 def _class(dotted: str) -> type:

@@ -1,6 +1,8 @@
 """An attributed graph with labels and a split, and the batches that training sees of it."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -148,17 +150,23 @@ def row_normalized(x: Tensor) -> Tensor:
     return csr(pointers, x.col_indices(), values / sums[rows], x.shape)
 
 
-def compressed(x: Tensor) -> Tensor:
-    """Turn a dense matrix into a sparse CSR tensor."""
+@contextmanager
+def sparse_without_a_word() -> Iterator[None]:
+    """Keep torch from warning, once in a process, that its sparse CSR tensors are young."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*Sparse CSR tensor support is in beta")
+        yield
+
+
+def compressed(x: Tensor) -> Tensor:
+    """Turn a dense matrix into a sparse CSR tensor."""
+    with sparse_without_a_word():
         return x.to_sparse_csr()
 
 
 def csr(pointers: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Make a sparse CSR tensor of its parts."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*Sparse CSR tensor support is in beta")
+    with sparse_without_a_word():
         return torch.sparse_csr_tensor(pointers, columns, values, shape, check_invariants=False)
 
 
