@@ -44,8 +44,8 @@ SETTINGS = (
 )
 
 
-def trained(network: str, batch: GraphBatch, num_classes: int, seed: int, epochs: int, patience: int) -> float:
-    """Train one network and return its test accuracy in percent at the best epoch."""
+def trained(network: str, batch: GraphBatch, num_classes: int, seed: int, epochs: int, patience: int) -> Tensor:
+    """Train one network and return its logits (n, C) at the best epoch."""
     torch.manual_seed(seed)
     model = make_network(network, batch.x.shape[1], num_classes, NetworkConfig())
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=5e-4)
@@ -65,7 +65,7 @@ def trained(network: str, batch: GraphBatch, num_classes: int, seed: int, epochs
             best, logits_then, since = score, logits, 0
         if since >= patience:
             break
-    return accuracy(logits_then, batch.y, batch.test_mask)
+    return logits_then
 
 
 def accuracy(logits: Tensor, y: Tensor, mask: Tensor) -> float:
@@ -82,7 +82,9 @@ def figures(setting: Setting, networks: list[str], words: argparse.Namespace) ->
             data = FreekdData(FreekdDataConfig(setting.name, root=words.root, split=setting.split, split_index=index,
                                                symmetric=setting.symmetric, cache=words.cache, normalize=words.normalize))
             data.setup()
-            scores.append(trained(network, next(iter(data.val_dataloader())), data.num_classes, run, words.epochs, words.patience))
+            batch = next(iter(data.val_dataloader()))
+            logits = trained(network, batch, data.num_classes, run, words.epochs, words.patience)
+            scores.append(accuracy(logits, batch.y, batch.test_mask))
         spread = statistics.stdev(scores) if runs > 1 else float("nan")
         print(f"| {setting.label} | {network} | {statistics.mean(scores):.2f} ± {spread:.2f} ({runs}) | "
               f"{(time.perf_counter() - began) / runs:.1f} s |", flush=True)
