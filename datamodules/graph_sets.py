@@ -11,13 +11,13 @@ import inspect
 import io
 import logging
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -210,10 +210,13 @@ def _refuse_download(dataset: Any) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep readers from printing, and from asking whether a download of gigabytes is meant: the user has named the set."""
-    said_yes = patch("sys.stdin", io.StringIO("y\n"))
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), said_yes:
-        warnings.simplefilter("ignore")
-        yield
+    stdin, sys.stdin = sys.stdin, io.StringIO("y\n")
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.stdin = stdin
 
 
 def _tensors(dataset: Any, chosen: GraphSet) -> Raw:
