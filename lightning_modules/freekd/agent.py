@@ -81,11 +81,11 @@ def state_of(z: Sequence[Tensor], log_p: Tensor, ce: Tensor, labelled: Tensor, l
     return State(encodings, torch.stack(facts, -1), shared, -entropy)
 
 
-def _policy(width: int, hidden: int, logits: int = 1) -> nn.Sequential:
+def _policy(width: int, hidden: int, logits: int = 1, bias: bool = True) -> nn.Sequential:
     """Make a policy; its last layer is zero, so that it begins without a preference."""
-    last = nn.Linear(hidden, logits)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    last = nn.Linear(hidden, logits, bias)
+    for p in last.parameters():
+        nn.init.zeros_(p)
     return nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), last)
 
 
@@ -104,7 +104,7 @@ class Agent(nn.Module):
             if len(set(widths)) > 1:
                 raise ValueError(f"module.agent.policy: equivariant needs encodings of one width, not {', '.join(map(str, widths))}; "
                                  "write concat")
-            return _policy(2 * widths[0] + 2 * facts + shared, self.config.hidden)
+            return _policy(2 * widths[0] + 2 * facts + shared, self.config.hidden, bias=False)  # one for all scores would cancel
         return _policy(beside, self.config.hidden, self.networks)
 
     def first_features(self, state: State) -> Tensor:

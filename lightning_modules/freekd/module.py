@@ -63,12 +63,6 @@ class FreekdModuleConfig:
         if self.l2 < 0:
             raise ValueError(f"l2: must be 0 or above, not {self.l2}")
 
-    def without_effect(self) -> dict[str, str]:
-        """Name what is for an agent that is not asked."""
-        if self.distil.direction in ("agent", "none"):
-            return {}
-        return {"agent.prior": f"distil.direction={self.distil.direction} does not ask the agent"}
-
 
 class FreekdModule(MethodModule):
     """K graph networks, the agent between them, and for each a twin that is taught by nobody."""

@@ -74,7 +74,7 @@ class RewardSection:
     gamma: float = 0.5
     """weight of the neighbourhood"""
     unlabelled: Literal["taught", "entropy", "none"] = "taught"
-    """stand-in for the cross-entropy at unlabelled nodes: the entropy of what was taught, of what the network says afterwards, or nothing"""
+    """stand-in for the cross-entropy at unlabelled nodes: the entropy of what was taught, of what the networks say then, or nothing"""
 
     def __post_init__(self) -> None:
         if self.gamma < 0:
