@@ -26,7 +26,7 @@ from datamodules.graphs import GraphBatch
 from lightning_modules.base import MethodModule, OptimizerFactory, Table, optimizer_steps
 from lightning_modules.freekd import prompt, step
 from lightning_modules.freekd.agent import Agent, AgentSection
-from lightning_modules.freekd.networks import NetworkConfig, make_network
+from lightning_modules.freekd.networks import Features, NetworkConfig, make_network
 from lightning_modules.freekd.prompt import FeaturePrompt, PromptSection
 from lightning_modules.freekd.scores import Scoreboard
 from lightning_modules.freekd.step import Decision, DistilSection, Experience, Place, RewardSection, Seen
@@ -94,7 +94,9 @@ class FreekdModule(MethodModule):
         self.agent.requires_grad_(config.distil.asks_agent)
         tokens = config.prompt.tokens
         self.prompts = nn.ModuleList(FeaturePrompt(data.num_features, tokens) for _ in made if tokens)
-        self.baseline = torch.full((data.num_nodes,), float("nan"))
+        self.num_nodes = data.num_nodes
+        if config.reward.kind != "advantage":
+            self.baseline = torch.full((self.num_nodes,), float("nan"))
         self.scores = Scoreboard(len(self.networks) + len(self.base), self.multi_label)
         self.choices_seed = torch.initial_seed()  # the same on all processes
 
@@ -115,13 +117,13 @@ class FreekdModule(MethodModule):
 
     # -- what the networks see ---------------------------------------------------------------------------------------------------
 
-    def features(self, batch: GraphBatch) -> list[Tensor]:
+    def features(self, batch: GraphBatch) -> list[Features]:
         """Return each network's own features (n, F): its view, and its prompt as it stands."""
-        views = [batch.features(k) for k in range(len(self.config.networks))]
+        views: list[Features] = [batch.features(k) for k in range(len(self.config.networks))]
         with torch.no_grad():
             return [self.prompts[k](x) for k, x in enumerate(views)] if self.prompts else views
 
-    def outputs(self, networks: nn.ModuleList, features: Sequence[Tensor], batch: GraphBatch, seed: int | None) -> Outputs:
+    def outputs(self, networks: nn.ModuleList, features: Sequence[Features], batch: GraphBatch, seed: int | None) -> Outputs:
         """Run networks on their features; with a `seed`, network k draws its dropout from seed + k, and so does its twin."""
         if seed is None:
             return [network(x, batch.edge_index) for network, x in zip(networks, features, strict=True)]
@@ -183,7 +185,7 @@ class FreekdModule(MethodModule):
         if self.config.distil.direction == "none":
             return None
         generator = torch.Generator().manual_seed((self.choices_seed + number) % 2**63)
-        dice = torch.rand(len(self.baseline), 2, generator=generator)[batch.node_id[place.members].cpu()].to(self.device)
+        dice = torch.rand(self.num_nodes, 2, generator=generator)[batch.node_id[place.members].cpu()].to(self.device)
         return step.decide(self.config.distil, self.agent, seen, cosine, place, dice)
 
     def _penalty(self, networks: nn.ModuleList) -> Tensor:
@@ -225,11 +227,10 @@ class FreekdModule(MethodModule):
         with self.resting(), prompt.constant(self.networks):
             with torch.no_grad():
                 before = step.see(self.outputs(self.networks, plain, batch, None), place, self.multi_label)
-            shifts = [own.shift(x) for own, x in zip(self.prompts, plain, strict=True)]  # type: ignore[operator]
-            views = [(x if x.layout == torch.strided else x.to_dense()) + shift for x, shift in zip(plain, shifts, strict=True)]
+            views = [own(x) for own, x in zip(self.prompts, plain, strict=True)]
             after = step.see(self.outputs(self.networks, views, batch, None), place, self.multi_label)
         ce = step.lessons(self.config.distil, after, after.ce, place, None, self.multi_label).ce
-        faithful = [prompt.undistorted(ce[k], before.log_p[k], after.log_p[k], x, shifts[k], config) for k, x in enumerate(plain)]
+        faithful = [prompt.undistorted(ce[k], before.log_p[k], after.log_p[k], view, config) for k, view in enumerate(views)]
         apart = prompt.diverse(after.z, config)
         self._record({"undistorted": torch.stack(faithful).mean(), "diverse": apart})
         return torch.stack(faithful).sum() + config.diversity * apart
@@ -243,15 +244,15 @@ class FreekdModule(MethodModule):
         first.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
 
-    def _judge(self, decision: Decision, batch: GraphBatch, place: Place, views: Sequence[Tensor]) -> None:
+    def _judge(self, decision: Decision, batch: GraphBatch, place: Place, views: Sequence[Features]) -> None:
         """Find out, from the updated networks, what the choices were worth."""
         assert self.networks is not None
         with self.resting(), torch.no_grad():
             after = step.see(self.outputs(self.networks, views, batch, None), place, self.multi_label)
         nodes = batch.node_id[place.members].cpu()
-        before = self.baseline[nodes].to(self.device)
+        before = self.baseline[nodes].to(self.device) if len(self.baseline) else None
         self.told, rewards = step.judge(self.config.reward, self.agent, decision, after, place, before, self._mean_over_all)
-        if self.config.reward.kind != "advantage":
+        if before is not None:
             for ids, values in self._from_all((nodes, rewards.cpu())):
                 self.baseline[ids] = values
         if decision.teacher is not None:

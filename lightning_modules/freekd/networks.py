@@ -9,7 +9,7 @@ the neighbours are summed. Both are linear, so the outcome is that of the dense 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -58,13 +58,41 @@ class NetworkConfig:
             raise ValueError(f"hidden: must be a multiple of heads = {self.heads}, not {self.hidden}")
 
 
-def project(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply features (n, F), dense or sparse CSR, with a weight (d, F): (n, d)."""
+@dataclass(frozen=True)
+class Shifted:
+    """Features with a prompt, x + shares tokens, which are never multiplied out: a first layer takes both apart."""
+
+    x: Tensor  # (n, F), dense or sparse CSR
+    shares: Tensor  # (n, T)
+    tokens: Tensor  # (T, F)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    def size(self, dim: int) -> int:
+        """Return the length of one side, which PyG's GCN asks for."""
+        return self.x.size(dim)
+
+    def dense(self) -> Tensor:
+        """Return the features as one matrix, (n, F)."""
+        return (self.x if self.x.layout == torch.strided else self.x.to_dense()) + self.shares @ self.tokens
+
+
+Features = Tensor | Shifted
+
+
+def project(x: Features, weight: Tensor) -> Tensor:
+    """Multiply features (n, F), dense, sparse CSR or shifted by a prompt, with a weight (d, F): (n, d)."""
+    if isinstance(x, Shifted):
+        return project(x.x, weight) + x.shares @ (x.tokens @ weight.t())
     return F.linear(x, weight) if x.layout == torch.strided else torch.sparse.mm(x, weight.t())
 
 
-def drop(x: Tensor, share: float, training: bool) -> Tensor:
-    """Apply dropout to features, dense or sparse CSR: zeros stay zeros, so only stored values are drawn for."""
+def drop(x: Any, share: float, training: bool) -> Any:
+    """Apply dropout to features, dense or sparse CSR: zeros stay zeros, so only stored values are drawn for; a prompt stays whole."""
+    if isinstance(x, Shifted):
+        return Shifted(drop(x.x, share, training), x.shares, x.tokens)
     if x.layout == torch.strided or not training or share == 0:
         return F.dropout(x, share, training)
     values = F.dropout(x.values(), share)
@@ -74,7 +102,7 @@ def drop(x: Tensor, share: float, training: bool) -> Tensor:
 class SparseLinear(Linear):
     """PyG's linear layer, for features that may be sparse CSR."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Features) -> Tensor:
         out = project(x, self.weight)
         return out if self.bias is None else out + self.bias
 
@@ -82,17 +110,24 @@ class SparseLinear(Linear):
 class SparseSAGEConv(SAGEConv):
     """PyG's GraphSAGE layer (mean), its weight applied before the mean where that is cheaper: W mean(x_j) = mean(W x_j)."""
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        if x.layout == torch.strided and self.in_channels <= self.out_channels:
+    def forward(self, x: Features, edge_index: Tensor) -> Tensor:
+        if isinstance(x, Tensor) and x.layout == torch.strided and self.in_channels <= self.out_channels:
             return super().forward(x, edge_index)
         h = project(x, self.lin_l.weight)  # (n, d)
         return self.propagate(edge_index, x=(h, h), size=None) + self.lin_l.bias + project(x, self.lin_r.weight)
 
 
+class SparseGATConv(GATConv):
+    """PyG's GAT layer, which needs a prompt multiplied out."""
+
+    def forward(self, x: Features, edge_index: Tensor) -> Tensor:
+        return super().forward(x if isinstance(x, Tensor) else x.dense(), edge_index)
+
+
 class SparseGINConv(GINConv):
     """PyG's GIN layer, with the first weight of its MLP applied before the sum over neighbours."""
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+    def forward(self, x: Features, edge_index: Tensor) -> Tensor:
         first, *rest = self.nn
         h = project(x, first.weight)  # (n, d)
         out = self.propagate(edge_index, x=(h, h), size=None) + (1 + self.eps) * h + first.bias
@@ -135,7 +170,7 @@ def _sage(num_features: int, num_classes: int, config: NetworkConfig) -> nn.Modu
 def _gat(num_features: int, num_classes: int, config: NetworkConfig) -> nn.Module:
     shared = {"dropout": config.attention_dropout, "residual": config.residual}
     *hidden, (width, _) = _widths(num_features, num_classes, config)
-    layers = [GATConv(before, after // config.heads, heads=config.heads, **shared) for before, after in hidden]
+    layers = [SparseGATConv(before, after // config.heads, heads=config.heads, **shared) for before, after in hidden]
     layers.append(GATConv(width, num_classes, heads=config.output_heads, concat=False, **shared))
     layers[0].lin = _sparse(layers[0].lin)
     if config.residual:

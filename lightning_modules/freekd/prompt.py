@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.freekd.losses import divergence
+from lightning_modules.freekd.networks import Shifted, project
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,9 @@ class FeaturePrompt(nn.Module):
         self.asks = nn.Linear(num_features, tokens, bias=False)
         self.tokens = nn.Parameter(torch.zeros(tokens, num_features))
 
-    def shift(self, x: Tensor) -> Tensor:
-        """Return x' - x, (n, F) dense, of features (n, F), dense or sparse CSR."""
-        asked = self.asks(x) if x.layout == torch.strided else torch.sparse.mm(x, self.asks.weight.t())
-        return asked.softmax(-1) @ self.tokens
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x', (n, F) dense."""
-        dense = x if x.layout == torch.strided else x.to_dense()
-        return dense + self.shift(x)
+    def forward(self, x: Tensor) -> Shifted:
+        """Return x' of features (n, F), dense or sparse CSR."""
+        return Shifted(x, project(x, self.asks.weight).softmax(-1), self.tokens)
 
 
 @contextmanager
@@ -84,12 +79,11 @@ def constant(*modules: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def undistorted(ce: Tensor, plain: Tensor, prompted: Tensor, x: Tensor, shift: Tensor, config: PromptSection) -> Tensor:
-    """Return L_und of one network, from its `ce` on the prompted graph, log-probabilities (n, V, O) without and with prompt,
-    features (n, F) and the shift of these.
-    """
-    squares = x.square().sum(-1) if x.layout == torch.strided else row_squares(x)
-    near = (shift.square().sum(-1) / squares.clamp(min=1e-6)).mean()
+def undistorted(ce: Tensor, plain: Tensor, prompted: Tensor, view: Shifted, config: PromptSection) -> Tensor:
+    """Return L_und of one network, from its `ce` on the prompted graph and log-probabilities (n, V, O) without and with prompt."""
+    lengths = view.x.square().sum(-1) if view.x.layout == torch.strided else row_squares(view.x)
+    moved = ((view.shares @ (view.tokens @ view.tokens.t())) * view.shares).sum(-1)  # |x' - x|^2
+    near = (moved / lengths.clamp(min=1e-6)).mean()
     return ce + config.consistency * divergence(plain, prompted).mean() + config.nearness * near
 
 

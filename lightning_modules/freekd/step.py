@@ -220,22 +220,23 @@ class Experience:
                           decision.carried.new_zeros(2, len(teacher)))
 
 
-def judge(config: RewardSection, agent: Agent, decision: Decision, after: Seen, place: Place, baseline: Tensor,
+def judge(config: RewardSection, agent: Agent, decision: Decision, after: Seen, place: Place, baseline: Tensor | None,
           average: Callable[[Tensor, Tensor], Tensor]) -> tuple[Experience, Tensor]:
     """Return what the choices were worth once the networks were updated, with the paper's rewards R (|B|,).
 
-    `after` is seen without dropout; `baseline` (|B|,) is R of the time before, NaN where there was none; `average` takes the mean of
-    values over the nodes of all processes that a mask marks.
+    `after` is seen without dropout; `baseline` (|B|,) is R of the time before, NaN where there was none, which the paper's kinds need;
+    `average` takes the mean of values over the nodes of all processes that a mask marks.
     """
     with torch.no_grad():
         rewards = reward.paper_rewards(after.ce, place.labelled, place.edges, config.gamma, average(after.ce.sum(0), place.labelled))
         told = Experience.unjudged(decision)
-        known = place.labelled if config.kind == "advantage" else baseline.isfinite()
-        if config.kind != "advantage":
-            worth = torch.where(known, rewards - baseline, 0.0)
-            worth = reward.standardised(worth, known, centre=True) if config.kind == "centered" else worth
-            return replace(told, worth=torch.stack([worth, worth])), rewards
-        return replace(told, worth=_worth_by_level(config, agent, told, decision.kept, after, place)), rewards
+        if config.kind == "advantage":
+            return replace(told, worth=_worth_by_level(config, agent, told, decision.kept, after, place)), rewards
+        assert baseline is not None, "the paper's reward is judged against the last one"
+        known = baseline.isfinite()
+        worth = torch.where(known, rewards - baseline, 0.0)
+        worth = reward.standardised(worth, known, centre=True) if config.kind == "centered" else worth
+        return replace(told, worth=torch.stack([worth, worth])), rewards
 
 
 def _worth_by_level(config: RewardSection, agent: Agent, told: Experience, kept: Tensor, after: Seen, place: Place) -> Tensor:
