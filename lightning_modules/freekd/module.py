@@ -23,9 +23,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from datamodules.graphs import GraphBatch
-from lightning_modules.base import MethodModule, OptimizerFactory, Table, optimizer_steps
+from lightning_modules.base import MethodModule, OptimizerFactory, OwnFolder, Table, optimizer_steps
 from lightning_modules.freekd import prompt, step
 from lightning_modules.freekd.agent import Agent, AgentSection
+from lightning_modules.freekd.export import save_networks
 from lightning_modules.freekd.networks import Features, NetworkConfig, make_network
 from lightning_modules.freekd.prompt import FeaturePrompt, PromptSection
 from lightning_modules.freekd.scores import Scoreboard
@@ -352,6 +353,14 @@ class FreekdModule(MethodModule):
         self.told = None if mine is None else Experience(**{k: v.to(self.device) for k, v in mine.items()})
         self.baseline = self._restored["baseline"]
         self.scores.load_state_dict(self._restored["scores"])
+
+    def exportable(self) -> OwnFolder:
+        """Save every network with its prompt; `lightning_modules.freekd.export.load_network` reads one."""
+        data, config = self.trainer.datamodule, self.config  # type: ignore[attr-defined]
+        assert self.networks is not None
+        networks, sizes = self.networks, (data.num_features, data.num_classes)
+        return OwnFolder("networks", lambda folder: save_networks(folder, self.names, config.networks, networks, self.prompts,
+                                                                  data.graph.views, sizes, config.network))
 
     def pictures(self, folder: Path) -> list[Path]:
         """Draw who taught over the run, the networks' accuracy, and the graph by who teaches."""

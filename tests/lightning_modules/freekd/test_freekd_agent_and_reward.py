@@ -15,7 +15,7 @@ from lightning_modules.freekd.agent import Agent, AgentSection, State
 from lightning_modules.freekd.networks import NetworkConfig, make_network
 from lightning_modules.freekd.step import DistilSection, RewardSection
 from lightning_modules.freekd.structure import edges_within
-from tests.lightning_modules.freekd import naive
+from tests.lightning_modules.freekd import freekd_by_loops as naive
 
 
 def some_state(networks=3, nodes=8, width=4, facts=2, shared=1):

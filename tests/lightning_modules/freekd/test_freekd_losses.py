@@ -5,7 +5,7 @@ import torch
 
 from lightning_modules.freekd import losses
 from lightning_modules.freekd.structure import LocalEdges, cosines, edges_within, log_shares
-from tests.lightning_modules.freekd import naive
+from tests.lightning_modules.freekd import freekd_by_loops as naive
 
 NODES = 12
 

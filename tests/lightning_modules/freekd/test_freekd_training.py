@@ -191,8 +191,8 @@ def test_two_processes_that_see_the_same_graph_train_like_one(fivefold_in, tmp_p
 
 @pytest.mark.slow
 def test_two_processes_that_share_mini_batches_go_on_exactly_and_reach_what_one_reaches(fivefold_in, tmp_path):
-    words = ["data.batch=clustered", "data.batch_size=300", "trainer.max_steps=24", "trainer.val_every_n_steps=24"]
-    pair = [*words, "strategy=ddp", "trainer.devices=2", "checkpoint.every_n_steps=12", "checkpoint.keep=-1",
+    words = ["data.batch=clustered", "data.batch_size=300", "trainer.max_steps=100", "trainer.val_every_n_steps=10"]
+    pair = [*words, "strategy=ddp", "trainer.devices=2", "checkpoint.every_n_steps=50", "checkpoint.keep=-1",
             "module.reward.kind=centered"]
     whole, _ = distributed(fivefold_in, tmp_path, "whole", *pair)
     half = shutil.copytree(tmp_path / "whole", tmp_path / "half", symlinks=True)
@@ -200,11 +200,12 @@ def test_two_processes_that_share_mini_batches_go_on_exactly_and_reach_what_one_
     record = json.loads((half / "run.json").read_text())
     (half / "run.json").write_text(json.dumps({**record, "status": "running"}))  # as a kill would have left it
     resumed, done = distributed(fivefold_in, tmp_path, "half", *pair, "run.resume=auto")
-    assert "resumed at step 12)" in done.stdout
+    assert "resumed at step 50)" in done.stdout
     assert_same(whole["state_dict"], resumed["state_dict"])
     for memory_of in (whole, resumed):
         memory_of["freekd"]["baseline"].nan_to_num_(7.0)
     assert_same(whole["freekd"], resumed["freekd"])
     alone, _ = distributed(fivefold_in, tmp_path, "alone", *words, "data.batch_size=600")
-    best = [float(c["freekd"]["scores"]["best"][:2, 0].mean()) for c in (whole, alone)]
-    assert abs(best[0] - best[1]) < 0.05
+    best = [float(c["freekd"]["scores"]["best"][:2, 2].mean()) for c in (whole, alone)]  # test micro-F1 at the best validation
+    assert min(best) > 0.7
+    assert abs(best[0] - best[1]) < 0.03
