@@ -171,7 +171,7 @@ def test_only_edges_between_different_nodes_of_the_batch_are_kept_by_centre():
 
 
 def test_cosines_and_their_gradient_in_pieces_equal_autograd_on_whole_gathers(graph, monkeypatch):
-    monkeypatch.setattr("lightning_modules.freekd.structure.CHUNK", 7)
+    monkeypatch.setattr("lightning_modules.freekd.structure.CHUNK", {"cpu": 7})
     edges = edges_of(graph)
     z = torch.randn(NODES, 5, dtype=torch.float32, requires_grad=True)
     weights = torch.randn(len(edges.centre))

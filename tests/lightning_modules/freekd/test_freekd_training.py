@@ -161,6 +161,8 @@ def test_a_run_leaves_its_table_and_pictures(here, tmp_path):
     ("module.distil.direction=loss",
      "module.distil.direction: loss needs a label at every node; write nodes=train, or direction=confidence"),
     ("module.distil.tau=0", "module.distil.tau: must be above 0, not 0.0"),
+    ("trainer.gradient_clip_val=1",
+     "trainer.gradient_clip_val: method freekd has 2 optimizers and steps them itself. Write trainer.gradient_clip_val=null"),
     ("strategy=deepspeed", "strategy=deepspeed: takes one optimizer, and method freekd has 2. Write strategy=ddp or strategy=single"),
 ])
 def test_what_cannot_be_is_refused_in_one_line(here, word, line):
@@ -192,8 +194,7 @@ def test_two_processes_that_see_the_same_graph_train_like_one(fivefold_in, tmp_p
 @pytest.mark.slow
 def test_two_processes_that_share_mini_batches_go_on_exactly_and_reach_what_one_reaches(fivefold_in, tmp_path):
     words = ["data.batch=clustered", "data.batch_size=300", "trainer.max_steps=100", "trainer.val_every_n_steps=10"]
-    pair = [*words, "strategy=ddp", "trainer.devices=2", "checkpoint.every_n_steps=50", "checkpoint.keep=-1",
-            "module.reward.kind=centered"]
+    pair = [*words, "strategy=ddp", "trainer.devices=2", "checkpoint.every_n_steps=50", "checkpoint.keep=-1"]
     whole, _ = distributed(fivefold_in, tmp_path, "whole", *pair)
     half = shutil.copytree(tmp_path / "whole", tmp_path / "half", symlinks=True)
     steps_saved(half / "checkpoints")[-1].unlink()
@@ -202,8 +203,6 @@ def test_two_processes_that_share_mini_batches_go_on_exactly_and_reach_what_one_
     resumed, done = distributed(fivefold_in, tmp_path, "half", *pair, "run.resume=auto")
     assert "resumed at step 50)" in done.stdout
     assert_same(whole["state_dict"], resumed["state_dict"])
-    for memory_of in (whole, resumed):
-        memory_of["freekd"]["baseline"].nan_to_num_(7.0)
     assert_same(whole["freekd"], resumed["freekd"])
     alone, _ = distributed(fivefold_in, tmp_path, "alone", *words, "data.batch_size=600")
     best = [float(c["freekd"]["scores"]["best"][:2, 2].mean()) for c in (whole, alone)]  # test micro-F1 at the best validation
