@@ -259,6 +259,8 @@ class FreekdModule(MethodModule):
         if decision.teacher is not None:
             right = (decision.teacher == after.ce.argmin(0)) & place.labelled
             self._record({"oracle": right.sum() / place.labelled.sum().clamp(min=1)})
+            if (expert := self.trainer.datamodule.expert) is not None:  # type: ignore[attr-defined]
+                self._record({"expert": (decision.teacher == expert[nodes].to(self.device)).float().mean()})
 
     def _mean_over_all(self, values: Tensor, mask: Tensor) -> Tensor:
         """Average what a mask marks over the nodes of all processes."""
@@ -311,6 +313,8 @@ class FreekdModule(MethodModule):
             self.log(f"val/micro_f1/{name}", value)
         if self.base:
             self.log("val/base_micro_f1", found["valid"][networks:].mean())
+            for name, value in zip(self.names, found["valid"][networks:]):
+                self.log(f"val/base_micro_f1/{name}", value)
         self._log_test(networks)
 
     def _log_test(self, networks: int) -> None:

@@ -151,6 +151,8 @@ def test_a_run_leaves_its_table_and_pictures(here, tmp_path):
     for row in table:
         assert printed[f"test/micro_f1/{row['network']}"] == pytest.approx(float(row["test"]), rel=1e-4)
         assert printed[f"test/base_micro_f1/{row['network']}"] == pytest.approx(float(row["base test"]), rel=1e-4)
+    metrics = (tmp_path / "one" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/oracle", "train/expert", "train/entropy", "train/share/gcn1", "val/base_micro_f1/gcn1"} <= set(metrics)
     for name in ("directions", "accuracy", "teachers"):
         assert (tmp_path / "one" / f"{name}.png").stat().st_size > 5000
 
