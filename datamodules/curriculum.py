@@ -85,8 +85,8 @@ class Curriculum:
 class CurriculumOrder(TrainingOrder):
     """The order of training, whose batches are lists of Draw.
 
-    The permutation is the same on every process, so each knows without asking what all of them learn in a window of `accumulate` batches. The last window of an epoch may be shorter; `epoch_batches` is where the trainer ends an epoch, if before the last
-    batch.
+    The permutation is the same on every process, so each knows without asking what all of them learn in a window of `accumulate`
+    batches. The last window of an epoch may be shorter; `epoch_batches` is where the trainer ends an epoch, if before the last batch.
     """
 
     def __init__(self, curriculum: Curriculum, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1,

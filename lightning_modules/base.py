@@ -1,7 +1,7 @@
 """What all methods share: where they may run and how their optimizer and schedule come from the config."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,14 @@ class Exportable:
 
     model: Any  # PreTrainedModel, or PeftModel around one
     tokenizer: Any  # PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class OwnFolder:
+    """What `fivefold export` writes for a method whose networks are none of transformers': `save` fills an empty folder."""
+
+    kind: str  # in a word, such as networks
+    save: Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ class MethodModule(LightningModule):
         """
         return None
 
-    def exportable(self) -> Exportable | None:
+    def exportable(self) -> Exportable | OwnFolder | None:
         """Return what `fivefold export` writes, once the network is built and its weights are loaded; None: nothing."""
         return None
 

@@ -63,7 +63,7 @@ class RunRecord(Callback):
         if trainer.sanity_checking:
             return
         self.validated_step = trainer.global_step
-        self.metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        self.metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "test/"))}
 
 
 class LearningRate(Callback):

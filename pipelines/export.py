@@ -9,7 +9,7 @@ from pipelines.config import ConfigError, from_yaml, split_flags
 from pipelines.runs import ALONE, PART, SETTINGS, named_checkpoint, newest_checkpoint, step_of
 
 if TYPE_CHECKING:
-    from lightning_modules.base import Exportable
+    from lightning_modules.base import Exportable, OwnFolder
 
 FILE = ".ckpt"  # ends the names of checkpoint files
 HELP = """fivefold export run=FOLDER to=FOLDER [checkpoint=PATH] [merge=true]
@@ -60,9 +60,9 @@ def _named(words: list[str]) -> dict[str, str]:
     return named
 
 
-def load(folder: Path, checkpoint: Path) -> "Exportable":
+def load(folder: Path, checkpoint: Path) -> "Exportable | OwnFolder":
     """Build the network of a run with the weights of a checkpoint; ConfigError for a method that has nothing to export."""
-    from lightning_modules.base import MethodModule
+    from lightning_modules.base import Exportable, MethodModule
     from pipelines.build import make_data, make_module, stand_in_trainer
     from pipelines.checkpoints import weights_in
     from pipelines.logs import set_up_logs
@@ -71,7 +71,7 @@ def load(folder: Path, checkpoint: Path) -> "Exportable":
     config = from_yaml(folder / SETTINGS, ALONE)
     module, data = make_module(config), make_data(config)
     if type(module).exportable is MethodModule.exportable:
-        raise ConfigError(f"run: method {config.method} has no model in the terms of transformers, so there is nothing to export")
+        raise ConfigError(f"run: method {config.method} has no model in the terms of transformers, and no export of its own")
     data.setup("export")
     module._trainer = stand_in_trainer(config, data)  # type: ignore[assignment]
     module.configure_model()
@@ -80,7 +80,7 @@ def load(folder: Path, checkpoint: Path) -> "Exportable":
     found = module.exportable()
     assert found is not None
     types = {value.dtype for value in saved.values() if value.is_floating_point()}
-    if len(types) == 1:
+    if len(types) == 1 and isinstance(found, Exportable):
         found.model.to(types.pop())  # as it was trained, such as wholly in bfloat16
     return found
 
@@ -94,23 +94,36 @@ def write_file(checkpoint: Path, target: Path) -> str:
     return "whole checkpoint"
 
 
-def write(found: "Exportable", target: Path, merge: bool) -> str:
+def write(found: "Exportable | OwnFolder", target: Path, merge: bool) -> str:
     """Write a folder under its final name only when it is whole; return in a word what it holds."""
-    model, kind = found.model, "model"
-    if hasattr(model, "peft_config"):
-        model, kind = _adapter(model, merge)
-    elif merge:
+    from lightning_modules.base import OwnFolder
+
+    adapter = not isinstance(found, OwnFolder) and hasattr(found.model, "peft_config")
+    if merge and not adapter:
         raise ConfigError("merge: this run has no adapter to merge; leave merge=true out")
+    own = found if isinstance(found, OwnFolder) else _of_transformers(found, merge)
     part = target.with_name(target.name + PART)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        model.save_pretrained(part)
-        found.tokenizer.save_pretrained(part)
+        own.save(part)
         os.replace(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return kind
+    return own.kind
+
+
+def _of_transformers(found: "Exportable", merge: bool) -> "OwnFolder":
+    """Say how a network of transformers, or an adapter of peft's, is saved with its tokenizer."""
+    from lightning_modules.base import OwnFolder
+
+    model, kind = _adapter(found.model, merge) if hasattr(found.model, "peft_config") else (found.model, "model")
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        found.tokenizer.save_pretrained(folder)
+
+    return OwnFolder(kind, save)
 
 
 def _adapter(model: Any, merge: bool) -> tuple[Any, str]:

@@ -17,6 +17,7 @@ def refuse_impossible(config: RunConfig) -> None:
     _refuse_strategy(config, constants)
     _refuse_precision(config, constants)
     _refuse_parts(config)
+    _refuse_handled_steps(config, constants)
     processes = config.trainer.devices * config.trainer.num_nodes
     name = config.strategy.name
     if name == "single" and processes > 1:
@@ -58,6 +59,20 @@ def _refuse_parts(config: RunConfig) -> None:
     if config.checkpoint.sharded and name != "fsdp":
         reason = "cuts weights anywhere and writes them whole" if name == "deepspeed" else "keeps all weights on each process"
         raise ConfigError(f"checkpoint.sharded: strategy={name} {reason}. Write checkpoint.sharded=false, or strategy=fsdp")
+
+
+def _refuse_handled_steps(config: RunConfig, constants: dict[str, Any]) -> None:
+    """Refuse what Lightning does around a step only where it makes that step: a method with several optimizers makes its own."""
+    optimizers, t = constants.get("OPTIMIZERS", 1), config.trainer
+    if optimizers < 2:
+        return
+    for key, value, usual in (("gradient_clip_val", t.gradient_clip_val, None), ("accumulate_grad_batches", t.accumulate_grad_batches, 1)):
+        if value != usual:
+            raise ConfigError(f"trainer.{key}: method {config.method} has {optimizers} optimizers and steps them itself. "
+                              f"Write trainer.{key}={'null' if usual is None else usual}")
+    if t.precision == "16-mixed":
+        raise ConfigError(f"trainer.precision=16-mixed: method {config.method} has {optimizers} optimizers, and one scale for all of them "
+                          "is not exact. Write trainer.precision=bf16-mixed")
 
 
 def _others(config: RunConfig, constants: dict[str, Any], without: str) -> list[str]:

@@ -1,0 +1,74 @@
+"""What FreeKD promises on real graphs: a gain where labels are few, no harm where they are many, and a step that scales."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GRAPHS = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "graphs"
+needs_graphs = pytest.mark.skipif(not GRAPHS.is_dir(), reason="needs ../shared/data/graphs, which lies beside the project")
+
+
+def gain(here, tmp_path, cache, experiment, seed):
+    """Train and return the test gain over the twins, in points."""
+    done = here("train", f"experiment={experiment}", f"data.root={GRAPHS}", f"data.cache={cache}", f"run.root={tmp_path}", "logger=csv",
+                f"run.name={seed}", f"run.seed={seed}", "trainer.threads=1", "trainer.max_steps=120", "trainer.val_every_n_steps=2")
+    assert done.returncode == 0, done.stderr
+    (found,) = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("test/gain")]
+    return 100 * found
+
+
+@pytest.mark.slow
+@needs_graphs
+def test_the_agent_gains_two_points_where_labels_are_few(here, tmp_path, cache):
+    gains = [gain(here, tmp_path, cache, "freekd_citeseer_public", seed) for seed in (1, 2)]
+    assert sum(gains) / 2 > 2
+
+
+@pytest.mark.slow
+@needs_graphs
+def test_the_papers_setting_does_no_harm_where_labels_are_many(here, tmp_path, cache):
+    gains = [gain(here, tmp_path, cache, "freekd_cora", seed) for seed in (1, 2)]
+    assert sum(gains) / 2 > -0.2
+
+
+LARGE = """
+import resource, time, torch
+torch.set_num_threads(1)
+from lightning_modules.freekd import step
+from lightning_modules.freekd.agent import Agent, AgentSection
+nodes, links, width, classes = 34_493, 495_924, 64, 5
+torch.manual_seed(0)
+edges, y = torch.randint(nodes, (2, links)), torch.randint(classes, (nodes,))
+place = step.place_of(edges, y, torch.rand(nodes) < 0.5, nodes, True)
+agent = Agent([width] * 2, 3, 2, AgentSection())
+z = [torch.randn(nodes, width, requires_grad=True) for _ in range(2)]
+logits = [torch.randn(nodes, classes, requires_grad=True) for _ in range(2)]
+config = step.DistilSection(nodes="all")
+
+def once():
+    seen = step.see(list(zip(z, logits)), place, False)
+    cosine = step.cosines_of(seen, place.edges)
+    decision = step.decide(config, agent, seen, cosine, place, torch.rand(nodes, 2))
+    found = step.lessons(config, seen, cosine, place, decision, False)
+    told, _ = step.judge(step.RewardSection(), agent, decision, seen, place, None, lambda v, m: v[m].mean())
+    ((found.ce + found.node + found.structure).sum() + step.agent_loss(agent, told, 0.01)[0]).backward()
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+times = []
+for _ in range(4):
+    began = time.process_time()
+    once()
+    times.append(time.process_time() - began)
+print(min(times), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_step_adds_to_the_networks_on_a_graph_of_half_a_million_edges_is_a_second_of_one_core_and_300_mebibytes():
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    seconds, mebibytes = map(float, done.stdout.split())
+    assert seconds < 1.5, done.stdout  # a busy machine is allowed for
+    assert mebibytes < 350, done.stdout
