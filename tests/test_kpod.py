@@ -152,6 +152,21 @@ def test_with_all_parts_off_a_run_is_plain_fine_tuning(tmp_path):
         assert torch.allclose(ours, theirs, atol=2e-6), name
 
 
+@pytest.mark.parametrize("student", [
+    "data.layout=seq2seq", "data.layout=seq2seq data.prefix_placement=decoder trainer.precision=bf16-mixed",
+    "module.lora.rank=4 module.schedule.first=last module.normaliser=weights", "optim=fira optim.rank=8 data.template=hash",
+])
+def test_any_student_goes_through_all_phases_and_is_evaluated_again_to_the_same_figures(student, here, words, tmp_path):
+    done = here(*words, *student.split(), "run.name=run")
+    assert done.returncode == 0, done.stderr
+    evaluated = here("evaluate", f"run={tmp_path / 'run'}", "trainer.threads=1")
+    assert evaluated.returncode == 0, evaluated.stderr
+    figures = [[line.split() for line in text.rpartition("finished" if text is done.stdout else "evaluated")[2].splitlines()
+                if line.startswith("val/")] for text in (done.stdout, evaluated.stdout)]
+    assert len(figures[0]) >= 5
+    assert figures[0] == figures[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp optim=fira optim.rank=8", "deepspeed"])
 def test_two_processes_learn_what_one_learns(strategy, here, fivefold, words, tmp_path):
@@ -165,3 +180,6 @@ def test_two_processes_learn_what_one_learns(strategy, here, fivefold, words, tm
     difference = max(abs(a - b) for a, b in zip(one, two, strict=True))
     print(f"strategy={strategy}: largest difference of the loss {difference:.2e}")
     assert difference < TOLERANCE
+    answers = [(tmp_path / name / "tables" / "answers.csv").read_text() for name in ("one", "two")]
+    assert answers[0] == answers[1]  # each question once, with the same text
+    assert len(answers[0].splitlines()) > 8
