@@ -28,10 +28,10 @@ CONTENDERS = {
     PLAIN: ("module.token_weights=off", "module.progressive=false"),
     "KPOD": (),
     "w.o. sig: factors of 1": ("module.token_weights=off",),
-    "w.o. sig-dif: uniform difficulty": ("module.difficulty_weights=off",),
-    "w.o. prog: whole rationales": ("module.progressive=false",),
-    "w.o. div: no clusters": ("module.diversity=false",),
     "KPOD, factors from 0.3": ("module.weight_floor=0.3",),
+    "w.o. prog: whole rationales": ("module.progressive=false",),
+    "w.o. sig-dif: uniform difficulty": ("module.difficulty_weights=off",),
+    "w.o. div: no clusters": ("module.diversity=false",),
 }
 COMMON = ("train", "method=kpod", "logger=csv", "trainer.accelerator=cpu", "trainer.threads=1", "data.held_out_problems=500",
           "trainer.val_every_n_steps=100000", "trainer.log_every_n_steps=50", "checkpoint.every_n_steps=100000")
@@ -41,16 +41,23 @@ def run(name: str, rate: float, seed: int, out: Path) -> dict[str, Any]:
     """Train once, or read what a run before has left; return its figures."""
     place = out / f"{name.split(':')[0].replace(' ', '_').replace(',', '')}-lr{rate:g}-s{seed}"
     record = out / f"{place.name}.json"
-    if not record.is_file():
+    if not record.is_file() and not _finished(place):
         words = (*COMMON, *CONTENDERS[name], f"optim.lr={rate}", f"run.seed={seed}", f"run.root={out}", f"run.name={place.name}",
                  f"data.cache={out / 'cache'}", "run.resume=auto")
         done = subprocess.run([sys.executable, "-m", "pipelines", *words], capture_output=True, text=True,
                               env={**os.environ, "OMP_NUM_THREADS": "1"})
         if done.returncode:
             raise SystemExit(f"{place.name}: {done.stderr.strip()}")
+    if not record.is_file():
         record.write_text(json.dumps(_figures(place)))
         print(f"{place.name}: {json.loads(record.read_text())['accuracy']:.1%}", flush=True)
     return json.loads(record.read_text())
+
+
+def _finished(folder: Path) -> bool:
+    """Tell whether a run came to its end, also one whose caller did not."""
+    record = folder / "run.json"
+    return record.is_file() and json.loads(record.read_text())["status"] == "finished"
 
 
 def _figures(folder: Path) -> dict[str, float]:
