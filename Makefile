@@ -13,7 +13,7 @@ demo: $(VENV)/ready
 # One thread a process: tests start several processes, and more threads than cores would wait for each other.
 test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
