@@ -29,6 +29,7 @@ CONTENDERS = {
     "KPOD": (),
     "w.o. sig: factors of 1": ("module.token_weights=off",),
     "KPOD, factors from 0.3": ("module.weight_floor=0.3",),
+    "factors from 0.3, whole rationales": ("module.weight_floor=0.3", "module.progressive=false"),
     "w.o. prog: whole rationales": ("module.progressive=false",),
     "w.o. sig-dif: uniform difficulty": ("module.difficulty_weights=off",),
     "w.o. div: no clusters": ("module.diversity=false",),
