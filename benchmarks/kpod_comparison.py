@@ -26,13 +26,13 @@ TUNING_SEED, SEEDS, RATES = 1, (11, 12, 13), (0.0005, 0.001, 0.002)
 PLAIN = "plain fine-tuning (SCoTD)"
 CONTENDERS = {
     PLAIN: ("module.token_weights=off", "module.progressive=false"),
-    "KPOD": (),
+    "KPOD": ("module.weight_floor=0",),
     "w.o. sig: factors of 1": ("module.token_weights=off",),
     "KPOD, factors from 0.3": ("module.weight_floor=0.3",),
     "factors from 0.3, whole rationales": ("module.weight_floor=0.3", "module.progressive=false"),
-    "w.o. prog: whole rationales": ("module.progressive=false",),
-    "w.o. sig-dif: uniform difficulty": ("module.difficulty_weights=off",),
-    "w.o. div: no clusters": ("module.diversity=false",),
+    "w.o. prog: whole rationales": ("module.progressive=false", "module.weight_floor=0"),
+    "w.o. sig-dif: uniform difficulty": ("module.difficulty_weights=off", "module.weight_floor=0"),
+    "w.o. div: no clusters": ("module.diversity=false", "module.weight_floor=0"),
 }
 COMMON = ("train", "method=kpod", "logger=csv", "trainer.accelerator=cpu", "trainer.threads=1", "data.held_out_problems=500",
           "trainer.val_every_n_steps=100000", "trainer.log_every_n_steps=50", "checkpoint.every_n_steps=100000")
