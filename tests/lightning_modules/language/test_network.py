@@ -140,7 +140,7 @@ def test_what_cannot_work_is_refused_in_one_line_that_names_the_option(folders, 
 
 
 def test_t5_takes_sequences_longer_than_those_it_was_made_for(folders):
-    built(pretrained(folders, "t5", block_size=4096))
+    assert built(pretrained(folders, "t5", block_size=4096)).config.is_encoder_decoder  # relative positions have no end
 
 
 def test_a_decoder_that_does_not_start_with_padding_is_refused(folders, tmp_path):
