@@ -109,7 +109,7 @@ def train(setting: str, contender: str, number: int, words: argparse.Namespace) 
     record = words.out / f"{name}.json"
     if not record.is_file():
         line = (*COMMON, *SETTINGS[setting].words(number, CONTENDERS[contender].networks), *CONTENDERS[contender].words,
-                 f"data.root={words.root}",
+                f"data.root={words.root}",
                 f"data.cache={words.out / 'cache'}", f"trainer.max_steps={words.steps}", f"checkpoint.every_n_steps={words.steps}",
                 f"run.root={words.out}", f"run.name={name}")
         done = subprocess.run([sys.executable, "-m", "pipelines", *line], capture_output=True, text=True,
