@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from lightning_modules.optim.adamw import AdamW, AdamWConfig
 from lightning_modules.optim.fira import Fira, FiraConfig
@@ -90,6 +90,15 @@ class Rows(Whole):
         return {name: p.full_tensor().detach() for name, p in self.module.named_parameters()}
 
 
+class ReplicatedRows(Rows):
+    """FSDP2's HSDP: rows over each half of the processes, and the same rows in both halves."""
+
+    def __init__(self, kind, config):
+        self.module = Weights()
+        fully_shard(self.module, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+        self.optimizer = kind(self.module.named_parameters(), config)
+
+
 class Flat(Whole):
     """All parameters of a group in one line, cut into equal parts wherever that falls, as ZeRO-1 and ZeRO-2 do."""
 
@@ -152,7 +161,7 @@ def compare_all():
         alone.train(0, SAVED_AT)
         half_state, half_weights = alone.optimizer.state_dict(), alone.weights()
         alone.train(SAVED_AT, STEPS)
-        for layout in (Copies, Rows, Flat):
+        for layout in (Copies, Rows, Flat, *([ReplicatedRows] if dist.get_world_size() == 4 else [])):
             together = layout(kind, config)
             together.train(0, STEPS)
             weights, state = together.weights(), together.optimizer.state_dict()
@@ -215,11 +224,24 @@ def different_parameters():
     say("different parameters", message=message)
 
 
+def shards_of_columns():
+    """Matrices cut along their columns, as tensor parallelism leaves them."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    columns = [(name, nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(1)])))
+               for name, p in Weights().named_parameters() if p.ndim == 2]
+    try:
+        Fira(columns, FiraConfig(rank=4))
+        message = ""
+    except ValueError as error:
+        message = str(error)
+    say("columns", message=message)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     for check in sys.argv[1:]:
         {"compare": compare_all, "shares": share_out, "raise": lambda: one_bad_gradient("raise"), "skip": lambda: one_bad_gradient("skip"),
-         "different": different_parameters}[check]()
+         "different": different_parameters, "columns": shards_of_columns}[check]()
     dist.barrier()
     dist.destroy_process_group()
