@@ -47,6 +47,7 @@ def main():
               for name, found in (("ours", ours), ("mean of each process and batch", local))}
     if rank == 0:
         print(json.dumps(report), flush=True)
+    del model  # before the group: as its last owner, DDP would wait for a gloo thread that waits for Python, now and then for ever
     dist.destroy_process_group()
 
 
