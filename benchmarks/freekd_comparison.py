@@ -10,12 +10,13 @@ command can be interrupted and called again; the table goes into RESULTS.md once
 """
 
 import argparse
+import io
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,8 @@ from pathlib import Path
 from kpod_comparison import interval
 from optimizer_step import table
 from results import write_section
+
+from pipelines.__main__ import main as fivefold
 
 FIRST_SEED, SEEDS, SPLITS = 11, 5, 10
 
@@ -104,7 +107,7 @@ class Run:
 
 
 def train(setting: str, contender: str, number: int, words: argparse.Namespace) -> Run:
-    """Train once, or read what a run before has left."""
+    """Train once, or read what a run before has left; a process trains many, since loading PyTorch takes longer than some runs."""
     name = f"{setting}-{contender}-{words.steps}steps-{number}"
     record = words.out / f"{name}.json"
     if not record.is_file():
@@ -112,10 +115,9 @@ def train(setting: str, contender: str, number: int, words: argparse.Namespace) 
                 f"data.root={words.root}",
                 f"data.cache={words.out / 'cache'}", f"trainer.max_steps={words.steps}", f"checkpoint.every_n_steps={words.steps}",
                 f"run.root={words.out}", f"run.name={name}")
-        done = subprocess.run([sys.executable, "-m", "pipelines", *line], capture_output=True, text=True,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            raise SystemExit(f"{name}: {done.stderr.strip()}")
+        with redirect_stdout(io.StringIO()):
+            if status := fivefold(list(line)):
+                raise SystemExit(f"{name}: exit status {status}")
         keep(record, figures(words.out / name))
         print(f"{name}: {read(record).gain:+.2f}", flush=True)
     return read(record)
@@ -180,7 +182,8 @@ def main() -> None:
     sets, contenders = chosen(words.settings, SETTINGS), chosen(words.contenders, CONTENDERS)
     words.out.mkdir(parents=True, exist_ok=True)
     numbers = {name: range(min(words.runs, SETTINGS[name].runs)) for name in sets}
-    with ThreadPoolExecutor(words.processes) as pool:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(words.processes, multiprocessing.get_context("spawn")) as pool:
         jobs = {(name, contender): [pool.submit(train, name, contender, number, words) for number in numbers[name]]
                 for name, contender in product(sets, contenders)}
         found = {name: {contender: [job.result() for job in jobs[name, contender]] for contender in contenders} for name in sets}
