@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 from lightning_modules.base import MethodModule, OptimizerFactory
 from pipelines.callbacks import Findings, LearningRate, RunRecord, SeedEachBatch, Throughput
 from pipelines.checkpoints import Checkpoints, WholeFiles
+from pipelines.heap import keep_freed_memory
 from pipelines.logs import set_up_logs
 from pipelines.progress import progress_bar
 from pipelines.schema import Component, RunConfig
@@ -47,6 +48,8 @@ def build(config: RunConfig, folder: Path | None) -> Built:
     set_up_logs()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
+    if config.trainer.keep_memory:
+        keep_freed_memory()
     seed_everything(config.run.seed, workers=True, verbose=False)
     data, module = make_data(config), make_module(config)
     record, loggers = RunRecord(), _loggers(config, folder)
