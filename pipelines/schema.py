@@ -82,7 +82,7 @@ class TrainerSection:
     threads: int | None = None
     """CPU threads of torch in each process; None: torch's own choice"""
     keep_memory: bool = False
-    """on a CPU, keep freed memory for the next step: up to 1.8 times as fast where batches are large, for about twice the memory"""
+    """on a CPU, keep freed memory for the next step: up to 1.8 times as fast where batches are large, for two to four times the memory"""
 
     def __post_init__(self) -> None:
         for name in ("devices", "num_nodes", "accumulate_grad_batches", "log_every_n_steps", "gradient_clip_val",
