@@ -22,7 +22,7 @@ from typing import Any
 from results import write_section
 from scipy.stats import t as student
 
-TUNING_SEED, SEEDS, RATES = 1, (11, 12, 13), (0.0005, 0.001, 0.002)
+TUNING_SEED, SEEDS, RATES = 1, (11, 12, 13), (0.0005, 0.001)
 PLAIN = "plain fine-tuning (SCoTD)"
 CONTENDERS = {
     PLAIN: ("module.token_weights=off", "module.progressive=false"),
