@@ -3,6 +3,7 @@
 import csv
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -34,8 +35,12 @@ def artefacts(cache):
 
 
 def assert_equal_artefacts(one, two):
-    assert one.keys() == two.keys()
     assert {kind for kind, _ in one} == {"samples", "weights", "difficulty", "schedule"}
+    assert_equal_arrays(one, two)
+
+
+def assert_equal_arrays(one, two):
+    assert one.keys() == two.keys()
     for place, arrays in one.items():
         assert arrays.keys() == two[place].keys()
         for name, values in arrays.items():
@@ -114,6 +119,26 @@ def test_a_run_stopped_while_it_weighs_tokens_goes_on_there_to_the_same_bits(num
     assert_equal_artefacts(artefacts(tmp_path / "cache"), artefacts(tmp_path / "other"))
     assert_same(state(tmp_path / "whole")["weights"], state(tmp_path / "broken")["weights"])
     assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_two_parts_of_its_difficulties_goes_on_there_to_the_same_bits(here, fivefold, words, tmp_path):
+    words = [*words, "data.problems=2500", "module.token_weights=off", "module.difficulty_weights=off", "module.until=schedule"]
+    again = [word.replace(str(tmp_path / "cache"), str(tmp_path / "other")) for word in words]
+    process = fivefold(*again, "run.name=broken", wait=False)
+    while not (parts := sorted((tmp_path / "other" / "kpod").glob("nll/*/nll-*.npy"))):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not [*(tmp_path / "other" / "kpod").glob("difficulty/*/meta.json")]
+    written = [part.stat().st_mtime_ns for part in parts]
+    assert here(*again, "run.name=broken", "run.resume=auto").returncode == 0
+    assert [part.stat().st_mtime_ns for part in parts] == written  # not worked out again
+    assert here(*words, "run.name=whole").returncode == 0
+    one, two = artefacts(tmp_path / "cache"), artefacts(tmp_path / "other")
+    assert {kind for kind, _ in one} == {"samples", "difficulty", "schedule"}
+    assert_equal_arrays(one, two)
 
 
 def test_a_resumed_run_whose_difficulties_are_gone_is_refused(here, words, tmp_path):
