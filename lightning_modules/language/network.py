@@ -55,8 +55,6 @@ def build(recipe: Recipe, mesh: DeviceMesh | None, parted: bool = False) -> tupl
     Where nothing is sharded, beside adapters, and from files with other names than the model's, pretrained weights come at once.
     Raises ValueError that names an option for a model that cannot be had or does not fit the data.
     """
-    if recipe.seq2seq and recipe.precision == "16-mixed":
-        raise ValueError("trainer.precision: T5 overflows in float16 and its loss becomes NaN; write bf16-mixed or 32-true, not 16-mixed")
     device = torch.get_default_device() if mesh is None else torch.device(mesh.device_type)
     if recipe.pretrained:
         model, give_weights = _pretrained(recipe, recipe.pretrained, device, parted)

@@ -58,6 +58,13 @@ def test_what_cannot_work_together_is_refused_with_the_alternative(words, messag
     assert str(error.value).startswith(message)
 
 
+def test_a_student_that_overflows_in_float16_is_refused_there():
+    words = ["experiment=kpod_debug", "trainer.precision=16-mixed"]
+    with pytest.raises(ConfigError, match=r"trainer\.precision=16-mixed: T5 overflows in float16 .* Write trainer\.precision=bf16-mixed$"):
+        compose([*words, "data.layout=seq2seq"])
+    assert compose(words).trainer.precision == "16-mixed"
+
+
 def test_several_optimizers_are_refused_under_deepspeed_and_allowed_elsewhere(two):
     words = [*two, "module._target_=two.Two", "trainer.devices=2"]
     with pytest.raises(ConfigError) as error:

@@ -124,7 +124,6 @@ def test_frozen_weights_are_kept_in_the_type_that_they_are_multiplied_in(folders
 
 
 @pytest.mark.parametrize(("name", "wrong", "message"), [
-    ("t5", {"precision": "16-mixed"}, r"trainer\.precision: T5 overflows in float16 .*; write bf16-mixed or 32-true, not 16-mixed"),
     ("t5", {"seq2seq": False}, r"module\.student: \S+ is an encoder-decoder language model; set data\.layout=seq2seq"),
     ("llama", {"seq2seq": True}, r"module\.student: \S+ is a causal language model; set data\.layout=causal"),
     ("t5", {"seq2seq": False, "keys": Keys()}, r"module\.pretrained: \S+ is an encoder-decoder .*; give a causal language model"),
