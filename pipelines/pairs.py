@@ -52,7 +52,7 @@ def _refuse_precision(config: RunConfig, constants: dict[str, Any]) -> None:
     if name == "deepspeed" and precision == "16-mixed" and config.trainer.accelerator == "cpu":
         raise ConfigError("trainer.precision=16-mixed: deepspeed has no float16 on most CPUs. Write trainer.precision=bf16-mixed")
     if precision == "16-mixed" and getattr(config.data.config, "layout", None) == "seq2seq":
-        raise ConfigError("trainer.precision=16-mixed: T5 overflows in float16 and its loss becomes NaN. Write trainer.precision=bf16-mixed")
+        raise ConfigError("trainer.precision=16-mixed: T5 overflows in float16, and its loss is NaN. Write trainer.precision=bf16-mixed")
 
 
 def _refuse_parts(config: RunConfig) -> None:
