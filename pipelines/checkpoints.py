@@ -12,7 +12,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from pipelines.runs import LAST, PART, clear_parts, put_in_place, remove_checkpoint, steps_saved
+from pipelines.errors import ConfigError
+from pipelines.runs import BEST, LAST, PART, clear_parts, put_in_place, remove_checkpoint, steps_saved
 from pipelines.schema import CheckpointSection
 from pipelines.sharded import Parts, load_whole
 from pipelines.tracking import MetricsFile
@@ -91,12 +92,14 @@ class Checkpoints(Callback):
         self._position: dict[str, Any] = {}  # of the loops after the last optimizer step
         self._rows = 0  # steps whose metrics are in metrics.csv
         self._saved = 0  # step of the newest checkpoint
+        self._best = float("-inf")  # figure of the best validation, the higher the better
+        self._is_best = False  # whether it is that of the last step
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._rows}
+        return {"rows": self._rows, "best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._rows = state_dict["rows"]
+        self._rows, self._best = state_dict["rows"], state_dict.get("best", self._best)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         Workers.shielded = True
@@ -127,12 +130,24 @@ class Checkpoints(Callback):
         self._position = copy.deepcopy(trainer.fit_loop.state_dict())
         self._rows = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note whether a validation is the best so far; its step is saved when it has ended."""
+        name = self.config.best
+        if name is None or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if name not in trainer.callback_metrics:
+            known = ", ".join(sorted(key for key in trainer.callback_metrics if key.startswith("val/")))
+            raise ConfigError(f"checkpoint.best: there is no metric {name}; a validation gives {known}")
+        value = float(trainer.callback_metrics[name]) * (1 if self.config.best_is == "highest" else -1)
+        self._is_best = value > self._best
+        self._best = max(value, self._best)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         between_steps = self._position and trainer.fit_loop.total_batch_idx == self._position["epoch_loop.batch_progress"]["total"]["ready"]
         if not between_steps:
             return
         end = trainer.strategy.reduce_boolean_decision(self.requested is not None, all=False)  # a signal may have reached one process only
-        if end or self._is_due(trainer):
+        if end or self._is_due(trainer) or self._is_best:
             self._save(trainer)
         if end:
             raise Interrupted
@@ -143,7 +158,7 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_signals()
-        if self._position and (self.config.save_last or self._is_due(trainer)):
+        if self._position and (self.config.save_last or self._is_due(trainer) or self._is_best):
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -164,20 +179,25 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(path, weights_only=False)
         self._saved = trainer.global_step
         if trainer.is_global_zero:
-            _call_last(path)
+            _link(LAST, path)
+            if self._is_best:
+                _link(BEST, path)
             self._forget_old()
+        self._is_best = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["loops"]["fit_loop"] = self._position
 
     def _forget_old(self) -> None:
         if self.config.keep >= 0:
+            best = (self.folder / BEST).resolve()
             for path in steps_saved(self.folder)[: -1 - self.config.keep]:
-                remove_checkpoint(path)
+                if path.resolve() != best:
+                    remove_checkpoint(path)
 
 
-def _call_last(path: Path) -> None:
-    """Let the name last.ckpt stand for `path`."""
-    link = path.with_name(LAST + PART)
+def _link(name: str, path: Path) -> None:
+    """Let `name` stand for the checkpoint `path`."""
+    link = path.with_name(name + PART)
     link.symlink_to(path.name)
-    os.replace(link, path.with_name(LAST))
+    os.replace(link, path.with_name(name))

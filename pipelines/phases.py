@@ -61,7 +61,8 @@ def _of_phase(config: RunConfig, phase: Phase) -> RunConfig:
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed" if config.trainer.precision == "bf16-mixed" else "32-true"
     trainer = replace(config.trainer, max_epochs=phase.epochs, max_steps=-1, precision=precision, accumulate_grad_batches=1,
                       gradient_clip_val=1.0, val_every_n_steps=None, limit_train_batches=None, limit_val_batches=None, overfit_batches=0)
-    return replace(config, trainer=trainer, strategy=replace(config.strategy, name="ddp" if several else "single"))
+    return replace(config, trainer=trainer, strategy=replace(config.strategy, name="ddp" if several else "single"),
+                   checkpoint=replace(config.checkpoint, best=None))
 
 
 def _train(config: RunConfig, phase: Phase, loggers: list[Logger]) -> None:

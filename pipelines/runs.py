@@ -21,6 +21,7 @@ from pipelines.schema import RunConfig
 RECORD = "run.json"
 SETTINGS = "config.yaml"
 LAST = "last.ckpt"  # a link to the newest checkpoint
+BEST = "best.ckpt"  # a link to the one with the best validation
 PART = ".part"  # ends the names of files and folders that are being written, or deleted
 REST = "rest.pt"  # the file of a sharded checkpoint that is written last, see sharded.py
 ALONE = ["strategy=single", "trainer.devices=1", "trainer.num_nodes=1", "checkpoint.sharded=false"]  # a run's settings, on one process

@@ -113,6 +113,14 @@ class CheckpointSection:
     """write a checkpoint when training ends, whatever the interval"""
     sharded: bool = False
     """fsdp: each process writes its own part into a folder, for models that one process cannot hold; nodes must share run.root"""
+    best: str | None = None
+    """metric of the validation, such as val/accuracy, whose best checkpoint is kept as well, as best.ckpt; None: the newest ones only"""
+    best_is: Literal["highest", "lowest"] = "highest"
+    """which value of that metric is best"""
+
+    def without_effect(self) -> dict[str, str]:
+        """Name what asks for no metric."""
+        return {} if self.best else {"best_is": "checkpoint.best names no metric"}
 
     def __post_init__(self) -> None:
         positive("every_n_steps", self.every_n_steps)

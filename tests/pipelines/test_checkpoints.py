@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipelines.checkpoints import Checkpoints, WholeFiles
+from pipelines.errors import ConfigError
 from pipelines.runs import newest_checkpoint, steps_saved
 from pipelines.schema import CheckpointSection
 from tests.pipelines.tiny import Line, Numbers, trainer
@@ -173,3 +174,38 @@ def test_signal_handlers_are_those_of_before_when_training_is_over(tmp_path):
     with pytest.raises(ArithmeticError):
         fit(tmp_path / "b", module=Fails())
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+class Given(Line):
+    """A line whose validations have given figures, one after another."""
+
+    def __init__(self, figures):
+        super().__init__()
+        self.figures = figures
+
+    def on_validation_epoch_end(self):
+        if not self.trainer.sanity_checking:
+            self.log("val/accuracy", self.figures[self.trainer.global_step - 1])
+
+
+FIGURES = (0.1, 0.5, 0.3, 0.9, 0.2, 0.9, 0.4, 0.0, 0.3)
+
+
+@pytest.mark.parametrize(("best_is", "stop", "best"), [("highest", 9, 4), ("highest", 3, 2), ("lowest", 9, 8)])
+def test_the_checkpoint_of_the_best_validation_is_kept_beside_the_newest(tmp_path, best_is, stop, best):
+    section = CheckpointSection(every_n_steps=100, keep=0, best="val/accuracy", best_is=best_is)
+    fit(tmp_path, module=Given(FIGURES), section=section, val_check_interval=1, max_steps=stop)
+    assert torch.load(tmp_path / "best.ckpt")["global_step"] == best
+    assert names(tmp_path) == [f"step={step:08d}.ckpt" for step in sorted({best, stop})]
+
+
+def test_a_resumed_run_remembers_how_good_its_best_was(tmp_path):
+    section = CheckpointSection(every_n_steps=100, keep=0, best="val/accuracy")
+    fit(tmp_path, module=Given(FIGURES), section=section, val_check_interval=1, max_steps=5)
+    fit(tmp_path, module=Given((*FIGURES[:5], 0.8, 0.7, 0.6, 0.5)), section=section, val_check_interval=1, resume=tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "best.ckpt")["global_step"] == 4
+
+
+def test_a_best_metric_that_does_not_exist_is_named_with_those_that_do(tmp_path):
+    with pytest.raises(ConfigError, match=r"checkpoint\.best: there is no metric val/acc; a validation gives val/accuracy, val/loss"):
+        fit(tmp_path, module=Given(FIGURES), section=CheckpointSection(best="val/acc"), val_check_interval=1)
