@@ -6,12 +6,13 @@ A step makes one forward pass of each network, one summed backward pass through 
     agent      REINFORCE on the choices of the step before, whose worth was found once the networks had been updated
     prompts    undistorted and diverse views, with the networks held still
 
+Prompts that alternate with the networks have a backward pass of their own when all else has been done.
+
 What crosses from one to another is constant, so the sum keeps them apart, and DDP sees every gradient once. Only the networks'
 optimizer is counted in `trainer.global_step`: a training step is one step.
 """
 
 import copy
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,11 +22,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from datamodules.graphs import GraphBatch
 from lightning_modules.base import MethodModule, OptimizerFactory, OwnFolder, Table, optimizer_steps
 from lightning_modules.freekd import prompt, step
-from lightning_modules.freekd.agent import Agent, AgentSection
+from lightning_modules.freekd.agent import Agent, AgentSection, CollapseWatch
 from lightning_modules.freekd.export import save_networks
 from lightning_modules.freekd.networks import Features, NetworkConfig, make_network
 from lightning_modules.freekd.prompt import FeaturePrompt, PromptSection
@@ -34,7 +36,6 @@ from lightning_modules.freekd.step import Decision, DistilSection, Experience, P
 from lightning_modules.optim.adamw import AdamW, AdamWConfig
 
 Outputs = list[tuple[Tensor, Tensor]]  # of each network: encodings (n, d), logits (n, C)
-STUCK = 50  # steps after which a policy that is a constant is called collapsed
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class FreekdModule(MethodModule):
         self.names = [f"{name}{number}" for number, name in enumerate(config.networks, 1)]
         self.told: Experience | None = None  # the choices of the last step
         self.baseline = torch.empty(0)  # the paper's reward of each node at its last visit, NaN before the first
-        self._still = 0  # steps in a row with a constant policy
+        self._watch = CollapseWatch(self.names)
         self._restored: dict[str, Any] = {}
 
     def configure_model(self) -> None:
@@ -119,10 +120,9 @@ class FreekdModule(MethodModule):
     # -- what the networks see ---------------------------------------------------------------------------------------------------
 
     def features(self, batch: GraphBatch) -> list[Features]:
-        """Return each network's own features (n, F): its view, and its prompt as it stands."""
+        """Return each network's own features (n, F): its view, and its prompt as it stands, which is a constant to them."""
         views: list[Features] = [batch.features(k) for k in range(len(self.config.networks))]
-        with torch.no_grad():
-            return [self.prompts[k](x) for k, x in enumerate(views)] if self.prompts else views
+        return [self.prompts[k](x).constant() for k, x in enumerate(views)] if self.prompts else views
 
     def outputs(self, networks: nn.ModuleList, features: Sequence[Features], batch: GraphBatch, seed: int | None) -> Outputs:
         """Run networks on their features; with a `seed`, network k draws its dropout from seed + k, and so does its twin."""
@@ -170,11 +170,14 @@ class FreekdModule(MethodModule):
         taught = lessons.ce + strength * (config.distil.mu * lessons.node + config.distil.rho * lessons.structure)
         total = taught.sum() + self._penalty(self.networks)
         self._record({"loss": taught.mean(), "ce": lessons.ce.mean(), "node": lessons.node.mean(), "structure": lessons.structure.mean()})
-        total = total + self._base_loss(batch, place, seed) + self._agent_loss(decision, number) + self._prompt_loss(batch, place)
+        total = total + self._base_loss(batch, place, seed) + self._agent_loss(decision, number)
+        total = total + (self._no_prompt_loss() if self.alternates else self._prompt_loss(batch, place))
         self.manual_backward(total)
         self._update()
         if decision is not None and config.distil.asks_agent:
             self._judge(decision, batch, place, views)
+        if self.alternates:
+            self._learn_prompts(batch, place)
 
     def _cosines(self, seen: Seen, place: Place) -> Tensor:
         if self.config.distil.structure == "none" or self.config.distil.direction == "none":
@@ -216,7 +219,7 @@ class FreekdModule(MethodModule):
         if self.config.distil.direction == "agent":
             shares = {f"share/{name}": share for name, share in zip(self.names, facts["share"], strict=True)}
             self._record({"policy": loss, "entropy": facts["entropy"], "spread": facts["spread"], **shares})
-            self._watch(facts)
+            self._watch(facts["share"], facts["spread"])
         return loss
 
     def _prompt_loss(self, batch: GraphBatch, place: Place) -> Tensor:
@@ -236,14 +239,33 @@ class FreekdModule(MethodModule):
         self._record({"undistorted": torch.stack(faithful).mean(), "diverse": apart})
         return torch.stack(faithful).sum() + config.diversity * apart
 
+    @property
+    def alternates(self) -> bool:
+        return bool(self.prompts) and self.config.prompt.alternate
+
+    def _no_prompt_loss(self) -> Tensor:
+        """Return a zero whose gradient is zero: DDP waits for one of every weight in the summed backward."""
+        return 0.0 * torch.stack([p.sum() for p in self.prompts.parameters()]).sum()
+
+    def _learn_prompts(self, batch: GraphBatch, place: Place) -> None:
+        """Step the prompts at the networks as they now are, by the gradient averaged over processes."""
+        weights = list(self.prompts.parameters())
+        gradients = torch.autograd.grad(self._prompt_loss(batch, place), weights)
+        for p, gradient in zip(weights, gradients, strict=True):
+            p.grad = self.trainer.strategy.reduce(gradient, reduce_op="mean")
+        self._step_uncounted(self.trainer.optimizers[-1])
+
     def _update(self) -> None:
-        """Step every optimizer; Lightning counts the networks' only."""
+        """Step every optimizer but that of alternating prompts; Lightning counts the networks' only."""
         found = self.optimizers()
         first, *others = found if isinstance(found, list) else [found]
-        for other in others:
-            self.trainer.strategy.optimizer_step(other.optimizer, lambda: None)
+        for other in others[:-1] if self.alternates else others:
+            self._step_uncounted(other.optimizer)
         first.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
+
+    def _step_uncounted(self, optimizer: Optimizer) -> None:
+        self.trainer.strategy.optimizer_step(optimizer, lambda: None)
 
     def _judge(self, decision: Decision, batch: GraphBatch, place: Place, views: Sequence[Features]) -> None:
         """Find out, from the updated networks, what the choices were worth."""
@@ -280,17 +302,6 @@ class FreekdModule(MethodModule):
         """Log training figures."""
         for name, value in values.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", sync_dist=True, batch_size=1)
-
-    def _watch(self, facts: dict[str, Tensor]) -> None:
-        """Warn once of an agent that chooses the same whatever the node."""
-        share = float(facts["share"].max())
-        constant = share > 0.95 or float(facts["spread"]) < 0.01
-        self._still = self._still + 1 if constant else 0
-        if self._still == STUCK:
-            name = self.names[int(facts["share"].argmax())]
-            warnings.warn(f"the agent has chosen the same at all nodes for {STUCK} steps ({name} teaches at {share:.0%} of them): it has "
-                          "collapsed; try module.reward.kind=advantage, a larger module.agent.entropy or a smaller module.agent.lr",
-                          stacklevel=2)
 
     # -- validation --------------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_modules.freekd.agent import CollapseWatch
 from pipelines.build import build
 from pipelines.config import compose
 from pipelines.runs import steps_saved
@@ -81,6 +82,28 @@ def test_prompts_at_zero_make_the_first_step_of_no_prompts():
     assert not torch.equal(two.networks[0].convs[0].lin.weight, prompted_two.networks[0].convs[0].lin.weight)
 
 
+def prompts_by_hand(module, lr=1e-3):
+    """Move the tokens from 0 by Adam's first step, lr g / (|g| + eps), g the gradient at the module's networks as they are."""
+    batch = next(iter(module.trainer.datamodule.train_dataloader()))
+    module.train()
+    module._record = lambda figures: None  # no run is there any more to log to
+    weights = [own.tokens for own in module.prompts]
+    gradients = torch.autograd.grad(module._prompt_loss(batch, module.place(batch)), weights)
+    return [-lr * g / (g.abs() + 1e-8) for g in gradients]
+
+
+def test_prompts_that_alternate_learn_at_the_networks_after_their_step_and_others_at_those_before():
+    """A run whose prompts have a rate of nothing shows the networks after one step, one whose networks have, those before."""
+    one, beside = (fitted("trainer.max_steps=1", f"module.prompt.alternate={word}") for word in ("true", "false"))
+    stepped = fitted("trainer.max_steps=1", "module.prompt.lr=1e-30")
+    untouched = fitted("trainer.max_steps=1", "module.prompt.lr=1e-30", "optim.lr=1e-30")
+    assert_same(weights(one, "networks."), weights(stepped, "networks."))
+    for found, networks in ((one, stepped), (beside, untouched)):
+        for own, wanted in zip(found.prompts, prompts_by_hand(networks)):
+            assert torch.allclose(own.tokens, wanted, atol=1e-5)
+    assert (one.prompts[0].tokens - beside.prompts[0].tokens).abs().max() > 1e-4
+
+
 SWITCHES = {
     "agent": [], "random": ["module.distil.direction=random"], "mutual": ["module.distil.direction=mutual"],
     "confidence": ["module.distil.direction=confidence"], "loss": ["module.distil.direction=loss", "module.distil.nodes=train"],
@@ -89,6 +112,7 @@ SWITCHES = {
     "no structure level": ["module.distil.structure=none"], "centered": ["module.reward.kind=centered"],
     "three networks": ["module.networks=[gcn,sage,gat]", "module.network.heads=2"],
     "no twins": ["module.compare_base=false"], "cka": ["module.prompt.similarity=cka"],
+    "prompts beside networks": ["module.prompt.alternate=false"],
     "no labels in the reward": ["module.reward.unlabelled=none"], "ramp": ["module.distil.warmup=1", "module.distil.ramp=2"],
 }
 
@@ -131,14 +155,18 @@ def test_a_node_has_no_baseline_before_its_second_visit():
 
 
 def test_a_collapsed_agent_is_called_so_once():
-    module = fitted("trainer.max_steps=1")
-    facts = {"share": torch.tensor([0.99, 0.01]), "spread": torch.tensor(0.001)}
+    watch = CollapseWatch(["gcn1", "sage2"])
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         for _ in range(80):
-            module._watch(facts)
+            watch(torch.tensor([0.99, 0.01]), torch.tensor(0.001))
     assert len(found) == 1
     assert "chosen the same at all nodes for 50 steps (gcn1 teaches at 99% of them)" in str(found[0].message)
+
+
+def test_an_agent_that_stands_still_in_a_run_is_noticed():
+    module = fitted("trainer.max_steps=3", "module.agent.lr=1e-30", "module.distil.nodes=train")
+    assert module._watch.still >= 2
 
 
 def test_a_run_leaves_its_table_and_pictures(here, tmp_path):
@@ -181,9 +209,10 @@ def distributed(fivefold_in, tmp_path: Path, name: str, *words: str):
 
 
 @pytest.mark.slow
-def test_two_processes_that_see_the_same_graph_train_like_one(fivefold_in, tmp_path):
+@pytest.mark.parametrize("alternate", ["true", "false"])
+def test_two_processes_that_see_the_same_graph_train_like_one(alternate, fivefold_in, tmp_path):
     """If the ranks parted, or a gradient were not averaged, their common weights could not be those of one process."""
-    words = ["module.reward.kind=centered", "trainer.max_steps=6"]
+    words = ["module.reward.kind=centered", "trainer.max_steps=6", f"module.prompt.alternate={alternate}"]
     alone, _ = distributed(fivefold_in, tmp_path, "alone", *words)
     together, done = distributed(fivefold_in, tmp_path, "together", *words, "strategy=ddp", "trainer.devices=2")
     assert "find_unused_parameters" not in done.stderr
