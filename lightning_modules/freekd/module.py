@@ -71,6 +71,7 @@ class FreekdModule(MethodModule):
 
     STRATEGIES = ("single", "ddp")
     OPTIMIZERS = 2
+    UNIT = "nodes"
 
     def __init__(self, config: FreekdModuleConfig, optimizer: OptimizerFactory) -> None:
         super().__init__(config, optimizer)
