@@ -30,6 +30,7 @@ from lightning_modules.freekd import prompt, step
 from lightning_modules.freekd.agent import Agent, AgentSection, CollapseWatch
 from lightning_modules.freekd.export import save_networks
 from lightning_modules.freekd.networks import Features, NetworkConfig, make_network
+from lightning_modules.freekd.pieces import in_pieces
 from lightning_modules.freekd.prompt import FeaturePrompt, PromptSection
 from lightning_modules.freekd.scores import Scoreboard
 from lightning_modules.freekd.step import Decision, DistilSection, Experience, Place, RewardSection, Seen
@@ -56,14 +57,17 @@ class FreekdModuleConfig:
     """FreeKD-Prompt: learnt views of the graph"""
     compare_base: bool = True
     """train each network alone as well, from the same weights with the same dropout, and report the difference; twice the time"""
+    edges_at_once: int = 0
+    """edges whose messages a network holds at a time in validation, which sees the whole graph; 0: all; the outcome is the same"""
 
     def __post_init__(self) -> None:
         if len(self.networks) < 2:
             raise ValueError(f"networks: must be at least two, which teach each other, not {self.networks}")
         if unknown := set(self.networks) - {"gcn", "sage", "gat", "gin", "gcnii", "mlp"}:
             raise ValueError(f"networks: must be of gcn, sage, gat, gin, gcnii, mlp, not {min(unknown)}")
-        if self.l2 < 0:
-            raise ValueError(f"l2: must be 0 or above, not {self.l2}")
+        for name in ("l2", "edges_at_once"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be 0 or above, not {getattr(self, name)}")
 
 
 class FreekdModule(MethodModule):
@@ -311,8 +315,9 @@ class FreekdModule(MethodModule):
 
     def validation_step(self, batch: GraphBatch, batch_idx: int) -> None:
         assert self.networks is not None
-        found = self.outputs(self.networks, self.features(batch), batch, None)
-        found += self.outputs(self.base, [batch.features(k) for k in range(len(self.base))], batch, None)
+        with in_pieces(self, self.config.edges_at_once):
+            found = self.outputs(self.networks, self.features(batch), batch, None)
+            found += self.outputs(self.base, [batch.features(k) for k in range(len(self.base))], batch, None)
         self.scores.add(torch.stack([o for _, o in found]), batch.y, {"valid": batch.valid_mask, "test": batch.test_mask})
 
     def on_validation_epoch_end(self) -> None:
@@ -337,15 +342,12 @@ class FreekdModule(MethodModule):
         for name, value in zip(self.names, best[:, 2]):
             self.log(f"test/micro_f1/{name}", value)
         self.log("test/micro_f1", best[:networks, 2].mean())
-        columns, rows = ("network", "validation", "test", "step"), best[:networks, [0, 2, 3]].tolist()
         if self.base:
             for name, value in zip(self.names, best[networks:, 2]):
                 self.log(f"test/base_micro_f1/{name}", value)
             self.log("test/base_micro_f1", best[networks:, 2].mean())
             self.log("test/gain", best[:networks, 2].mean() - best[networks:, 2].mean())
-            columns = (*columns, "base validation", "base test", "base step")  # type: ignore[assignment]
-            rows = [own + twin for own, twin in zip(rows, best[networks:, [0, 2, 3]].tolist())]
-        self.tables["micro_f1"] = Table(columns, [(name, *row) for name, row in zip(self.names, rows)])
+        self.tables["micro_f1"] = Table(*self.scores.table(self.names))
 
     def _trained_steps(self) -> int:
         return int(self._restored.get("step", 0)) if self.trainer.state.fn == "validate" else self.trainer.global_step
@@ -390,6 +392,6 @@ class FreekdModule(MethodModule):
     def teachers(self, batch: GraphBatch, place: Place) -> Tensor | None:
         """Return the network that the agent, or the rule in its place, prefers at each node of B, (|B|,); None where there is no choice."""
         assert self.networks is not None
-        with self.resting():
+        with self.resting(), in_pieces(self, self.config.edges_at_once):
             seen = step.see(self.outputs(self.networks, self.features(batch), batch, None), place, self.multi_label)
         return step.preferred(self.config.distil, self.agent, seen, place)

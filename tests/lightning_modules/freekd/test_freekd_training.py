@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_modules.freekd import pieces
 from lightning_modules.freekd.agent import CollapseWatch
 from pipelines.build import build
 from pipelines.config import compose
@@ -135,6 +136,19 @@ def test_one_batch_that_holds_all_nodes_trains_like_the_whole_graph():
         assert torch.allclose(value, weights(batch)[name], atol=2e-4), name
     order = torch.sort(torch.stack([whole.told.teacher, whole.told.carried.long()]).sum(0)).values
     assert torch.equal(order, torch.sort(torch.stack([batch.told.teacher, batch.told.carried.long()]).sum(0)).values)
+
+
+def test_validation_in_pieces_finds_what_it_finds_of_the_whole_graph_at_once(monkeypatch):
+    calls, stretches = [], pieces._stretches
+    monkeypatch.setattr(pieces, "_stretches", lambda *given: calls.append(given) or stretches(*given))
+    words = ["trainer.limit_val_batches=1", "trainer.max_steps=3", "module.networks=[gcn,gat]", "module.network.heads=2"]
+    at_once = fitted(*words).trainer.callback_metrics
+    assert not calls
+    in_pieces = fitted(*words, "module.edges_at_once=500").trainer.callback_metrics
+    assert calls
+    assert in_pieces.keys() == at_once.keys() >= {"val/loss", "test/micro_f1", "test/base_micro_f1"}
+    for name, value in at_once.items():
+        assert float(in_pieces[name]) == pytest.approx(float(value), rel=1e-5), name
 
 
 def test_a_training_step_is_one_step_whatever_the_number_of_optimizers():
