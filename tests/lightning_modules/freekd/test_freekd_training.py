@@ -61,6 +61,9 @@ def test_labels_of_validation_and_test_leave_no_trace_in_training(batch, reward)
     assert_same(weights(honest), weights(scrambled))
     assert_same(memory(honest), memory(scrambled))
     assert torch.equal(honest.baseline.nan_to_num(7.0), scrambled.baseline.nan_to_num(7.0))
+    figures = [module.trainer.callback_metrics for module in (honest, scrambled)]
+    assert {"train/ce", "train/node", "train/structure", "train/policy"} <= figures[0].keys()
+    assert_same(*figures)
 
 
 def test_without_distillation_networks_and_twins_stay_equal_to_the_last_bit():
@@ -166,6 +169,23 @@ def test_a_node_has_no_baseline_before_its_second_visit():
     assert module.baseline.isfinite().all()
     later = fitted("module.reward.kind=paper", "trainer.max_steps=2")
     assert later.told.worth.abs().sum() > 0
+
+
+def test_a_run_that_goes_on_has_the_rewards_of_every_node_and_the_last_choices_to_the_last_bit(here, tmp_path):
+    words = ["train", *latest([*WORDS, f"run.root={tmp_path}", "run.name=whole", "module.reward.kind=paper", "data.batch=clustered",
+                               "trainer.max_steps=8", "checkpoint.every_n_steps=3", "checkpoint.keep=-1"])]
+    assert here(*words).returncode == 0
+    broken = shutil.copytree(tmp_path / "whole", tmp_path / "broken", symlinks=True)
+    for path in steps_saved(broken / "checkpoints")[1:]:
+        path.unlink()
+    record = json.loads((broken / "run.json").read_text())
+    (broken / "run.json").write_text(json.dumps({**record, "status": "running"}))  # as a kill would have left it
+    resumed = here(*[word.replace("=whole", "=broken") for word in words], "run.resume=auto")
+    assert "resumed at step 3)" in resumed.stdout, resumed.stderr
+    one, two = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["freekd"] for name in ("whole", "broken"))
+    assert one["baseline"].isfinite().any()
+    assert torch.equal(one["baseline"].nan_to_num(7.0), two["baseline"].nan_to_num(7.0))  # NaN: never visited
+    assert_same(one["told"], two["told"])
 
 
 def test_a_collapsed_agent_is_called_so_once():
