@@ -6,7 +6,7 @@ A step makes one forward pass of each network, one summed backward pass through 
     agent      REINFORCE on the choices of the step before, whose worth was found once the networks had been updated
     prompts    undistorted and diverse views, with the networks held still
 
-Prompts that alternate with the networks have a backward pass of their own when all else has been done.
+Prompts have a backward pass of their own: they alternate with the networks, or move in the same moment.
 
 What crosses from one to another is constant, so the sum keeps them apart, and DDP sees every gradient once. Only the networks'
 optimizer is counted in `trainer.global_step`: a training step is one step.
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -31,6 +30,7 @@ from lightning_modules.freekd.agent import Agent, AgentSection, CollapseWatch
 from lightning_modules.freekd.export import save_networks
 from lightning_modules.freekd.networks import Features, NetworkConfig, make_network
 from lightning_modules.freekd.pieces import in_pieces
+from lightning_modules.freekd.processes import from_all
 from lightning_modules.freekd.prompt import FeaturePrompt, PromptSection
 from lightning_modules.freekd.scores import Scoreboard
 from lightning_modules.freekd.step import Decision, DistilSection, Experience, Place, RewardSection, Seen
@@ -73,7 +73,7 @@ class FreekdModuleConfig:
 class FreekdModule(MethodModule):
     """K graph networks, the agent between them, and for each a twin that is taught by nobody."""
 
-    STRATEGIES = ("single", "ddp")
+    STRATEGIES = ("single", "ddp", "fsdp")
     OPTIMIZERS = 2
     UNIT = "nodes"
 
@@ -83,6 +83,7 @@ class FreekdModule(MethodModule):
         self.networks: nn.ModuleList | None = None  # made in configure_model, when the data knows its features
         self.names = [f"{name}{number}" for number, name in enumerate(config.networks, 1)]
         self.told: Experience | None = None  # the choices of the last step
+        self.taught: tuple[Place, Tensor | None] | None = None  # who would teach where, asked of spread networks
         self.baseline = torch.empty(0)  # the paper's reward of each node at its last visit, NaN before the first
         self._watch = CollapseWatch(self.names)
         self._restored: dict[str, Any] = {}
@@ -100,7 +101,9 @@ class FreekdModule(MethodModule):
         self.agent = Agent([config.network.hidden] * len(made), 3 if everywhere else 1, 2 if everywhere else 0, config.agent)
         self.agent.requires_grad_(config.distil.asks_agent)
         tokens = config.prompt.tokens
-        self.prompts = nn.ModuleList(FeaturePrompt(data.num_features, tokens) for _ in made if tokens)
+        self.prompts = nn.ModuleList(FeaturePrompt(data.num_features, tokens) for _ in made if tokens)  # whole on every process
+        for part in (*self.networks, *self.base, self.agent.theta, self.agent.delta):
+            self.shard(part, [])
         self.num_nodes = data.num_nodes
         if config.reward.kind != "advantage":
             self.baseline = torch.full((self.num_nodes,), float("nan"))
@@ -167,6 +170,8 @@ class FreekdModule(MethodModule):
         assert self.networks is not None
         seed = int(torch.randint(2**31, ()))
         views = self.features(batch)
+        if self.prompts and not config.prompt.alternate:
+            self._learn_prompts(batch, place)
         seen = step.see(self.outputs(self.networks, views, batch, seed), place, self.multi_label)
         cosine = self._cosines(seen, place)
         decision = self._decision(seen, cosine, batch, place, number)
@@ -175,13 +180,12 @@ class FreekdModule(MethodModule):
         taught = lessons.ce + strength * (config.distil.mu * lessons.node + config.distil.rho * lessons.structure)
         total = taught.sum() + self._penalty(self.networks)
         self._record({"loss": taught.mean(), "ce": lessons.ce.mean(), "node": lessons.node.mean(), "structure": lessons.structure.mean()})
-        total = total + self._base_loss(batch, place, seed) + self._agent_loss(decision, number)
-        total = total + (self._no_prompt_loss() if self.alternates else self._prompt_loss(batch, place))
+        total = total + self._base_loss(batch, place, seed) + self._agent_loss(decision, number) + self._no_prompt_loss()
         self.manual_backward(total)
         self._update()
         if decision is not None and config.distil.asks_agent:
             self._judge(decision, batch, place, views)
-        if self.alternates:
+        if self.prompts and config.prompt.alternate:
             self._learn_prompts(batch, place)
 
     def _cosines(self, seen: Seen, place: Place) -> Tensor:
@@ -229,8 +233,6 @@ class FreekdModule(MethodModule):
 
     def _prompt_loss(self, batch: GraphBatch, place: Place) -> Tensor:
         """Return the prompts' objective at the networks as they are."""
-        if not self.prompts:
-            return torch.zeros((), device=self.device)
         assert self.networks is not None
         config, plain = self.config.prompt, [batch.features(k) for k in range(len(self.networks))]
         with self.resting(), prompt.constant(self.networks):
@@ -244,13 +246,9 @@ class FreekdModule(MethodModule):
         self._record({"undistorted": torch.stack(faithful).mean(), "diverse": apart})
         return torch.stack(faithful).sum() + config.diversity * apart
 
-    @property
-    def alternates(self) -> bool:
-        return bool(self.prompts) and self.config.prompt.alternate
-
     def _no_prompt_loss(self) -> Tensor:
         """Return a zero whose gradient is zero: DDP waits for one of every weight in the summed backward."""
-        return 0.0 * torch.stack([p.sum() for p in self.prompts.parameters()]).sum()
+        return 0.0 * sum((p.sum() for p in self.prompts.parameters()), torch.zeros((), device=self.device))
 
     def _learn_prompts(self, batch: GraphBatch, place: Place) -> None:
         """Step the prompts at the networks as they now are, by the gradient averaged over processes."""
@@ -261,10 +259,10 @@ class FreekdModule(MethodModule):
         self._step_uncounted(self.trainer.optimizers[-1])
 
     def _update(self) -> None:
-        """Step every optimizer but that of alternating prompts; Lightning counts the networks' only."""
+        """Step the optimizers of networks and agent; Lightning counts the networks' only."""
         found = self.optimizers()
         first, *others = found if isinstance(found, list) else [found]
-        for other in others[:-1] if self.alternates else others:
+        for other in others[:-1] if self.prompts else others:
             self._step_uncounted(other.optimizer)
         first.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
@@ -281,7 +279,7 @@ class FreekdModule(MethodModule):
         before = self.baseline[nodes].to(self.device) if len(self.baseline) else None
         self.told, rewards = step.judge(self.config.reward, self.agent, decision, after, place, before, self._mean_over_all)
         if before is not None:
-            for ids, values in self._from_all((nodes, rewards.cpu())):
+            for ids, values in from_all((nodes, rewards.cpu())):
                 self.baseline[ids] = values
         if decision.teacher is not None:
             right = (decision.teacher == after.ce.argmin(0)) & place.labelled
@@ -294,14 +292,6 @@ class FreekdModule(MethodModule):
         parts = torch.stack([torch.where(mask, values, 0.0).sum(), mask.sum().to(values.dtype)])
         total, count = self.trainer.strategy.reduce(parts, reduce_op="sum")
         return total / count.clamp(min=1)
-
-    def _from_all(self, mine: Any) -> list[Any]:
-        """Collect an object from every process."""
-        if not dist.is_available() or not dist.is_initialized():
-            return [mine]
-        found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, mine)
-        return found
 
     def _record(self, values: dict[str, Tensor]) -> None:
         """Log training figures."""
@@ -359,7 +349,7 @@ class FreekdModule(MethodModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is no weight: the agent's memory on every process, the rewards, the best validation."""
-        told = [None if one is None else vars(one) for one in self._from_all(self.told)]
+        told = [None if one is None else vars(one) for one in from_all(self.told)]
         checkpoint["freekd"] = {"told": told, "baseline": self.baseline, "scores": self.scores.state_dict(),
                                 "step": self.trainer.global_step}
 
@@ -384,14 +374,20 @@ class FreekdModule(MethodModule):
         """Draw who taught over the run, the networks' accuracy, and the graph by who teaches."""
         from lightning_modules.freekd.pictures import draw  # plotting takes long to import
 
-        batch = next(iter(self.trainer.datamodule.val_dataloader())).to(self.device)  # type: ignore[attr-defined]
-        place = self.place(batch)
-        return draw(folder, self.names, place.edges, self.teachers(batch, place))
+        place, teachers = self.taught or self.teachers()
+        return draw(folder, self.names, place.edges, teachers)
+
+    def on_train_end(self) -> None:
+        """Ask while all processes are here: networks whose weights are spread answer only together."""
+        if self.holds_parts:
+            self.taught = self.teachers()
 
     @torch.no_grad()
-    def teachers(self, batch: GraphBatch, place: Place) -> Tensor | None:
-        """Return the network that the agent, or the rule in its place, prefers at each node of B, (|B|,); None where there is no choice."""
+    def teachers(self) -> tuple[Place, Tensor | None]:
+        """Return B of the whole graph, and the network that teaches there by the agent's or rule's preference, (|B|,) or None."""
         assert self.networks is not None
+        batch = next(iter(self.trainer.datamodule.val_dataloader())).to(self.device)  # type: ignore[attr-defined]
+        place = self.place(batch)
         with self.resting(), in_pieces(self, self.config.edges_at_once):
             seen = step.see(self.outputs(self.networks, self.features(batch), batch, None), place, self.multi_label)
-        return step.preferred(self.config.distil, self.agent, seen, place)
+        return place, step.preferred(self.config.distil, self.agent, seen, place)

@@ -227,7 +227,8 @@ def test_a_run_leaves_its_table_and_pictures(here, tmp_path):
     ("module.distil.tau=0", "module.distil.tau: must be above 0, not 0.0"),
     ("trainer.gradient_clip_val=1",
      "trainer.gradient_clip_val: method freekd has 2 optimizers and steps them itself. Write trainer.gradient_clip_val=null"),
-    ("strategy=deepspeed", "strategy=deepspeed: takes one optimizer, and method freekd has 2. Write strategy=ddp or strategy=single"),
+    ("strategy=deepspeed",
+     "strategy=deepspeed: takes one optimizer, and method freekd has 2. Write strategy=ddp or strategy=fsdp or strategy=single"),
 ])
 def test_what_cannot_be_is_refused_in_one_line(here, word, line):
     done = here("train", "experiment=freekd_debug", word)
@@ -243,17 +244,35 @@ def distributed(fivefold_in, tmp_path: Path, name: str, *words: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alternate", ["true", "false"])
-def test_two_processes_that_see_the_same_graph_train_like_one(alternate, fivefold_in, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("more", [[], ["module.distil.direction=mutual", "module.prompt.alternate=false"]])
+def test_two_processes_that_see_the_same_graph_train_like_one(strategy, more, fivefold_in, tmp_path):
     """If the ranks parted, or a gradient were not averaged, their common weights could not be those of one process."""
-    words = ["module.reward.kind=centered", "trainer.max_steps=6", f"module.prompt.alternate={alternate}"]
+    words = ["module.reward.kind=centered", "trainer.max_steps=6", *more]
     alone, _ = distributed(fivefold_in, tmp_path, "alone", *words)
-    together, done = distributed(fivefold_in, tmp_path, "together", *words, "strategy=ddp", "trainer.devices=2")
+    together, done = distributed(fivefold_in, tmp_path, "together", *words, f"strategy={strategy}", "trainer.devices=2")
     assert "find_unused_parameters" not in done.stderr
     for name, value in alone["state_dict"].items():
         assert torch.allclose(value, together["state_dict"][name], atol=1e-5), name
     assert together["global_step"] == 6
     assert len(together["freekd"]["told"]) == 2
+
+
+@pytest.mark.slow
+def test_spread_weights_train_like_copies_on_mini_batches_and_go_on_as_copies(fivefold_in, tmp_path):
+    """FSDP2 beside DDP: each process has its own nodes, so gradients differ; the second half goes from rows to copies."""
+    words = ["data.batch=clustered", "data.batch_size=300", "trainer.devices=2", "checkpoint.every_n_steps=4", "checkpoint.keep=-1",
+             "trainer.max_steps=8"]
+    copies, _ = distributed(fivefold_in, tmp_path, "copies", *words, "strategy=ddp")
+    rows, _ = distributed(fivefold_in, tmp_path, "rows", *words, "strategy=fsdp")
+    first = steps_saved(tmp_path / "rows" / "checkpoints")[0]
+    moved, done = distributed(fivefold_in, tmp_path, "moved", *words, "strategy=ddp", f"run.resume={first}")
+    assert "resumed at step 4)" in done.stdout
+    for other in (rows, moved):
+        assert len(copies["state_dict"]) == len(other["state_dict"])
+        for name, value in copies["state_dict"].items():
+            assert torch.allclose(value, other["state_dict"][name], atol=1e-5), name
+    assert (tmp_path / "rows" / "teachers.png").stat().st_size > 5000
 
 
 @pytest.mark.slow
