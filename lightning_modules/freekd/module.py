@@ -86,6 +86,7 @@ class FreekdModule(MethodModule):
         self.taught: tuple[Place, Tensor | None] | None = None  # who would teach where, asked of spread networks
         self.baseline = torch.empty(0)  # the paper's reward of each node at its last visit, NaN before the first
         self._watch = CollapseWatch(self.names)
+        self._written = True  # whether the figures of this step are
         self._restored: dict[str, Any] = {}
 
     def configure_model(self) -> None:
@@ -167,6 +168,7 @@ class FreekdModule(MethodModule):
 
     def training_step(self, batch: GraphBatch, batch_idx: int) -> None:
         config, number, place = self.config, self.trainer.global_step, self.place(batch)
+        self._written = (number + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         assert self.networks is not None
         seed = int(torch.randint(2**31, ()))
         views = self.features(batch)
@@ -294,9 +296,10 @@ class FreekdModule(MethodModule):
         return total / count.clamp(min=1)
 
     def _record(self, values: dict[str, Tensor]) -> None:
-        """Log training figures."""
+        """Log training figures: the loss at every step, the others, which take time, at those that are written down."""
         for name, value in values.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", sync_dist=True, batch_size=1)
+            if self._written or name == "loss":
+                self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", sync_dist=True, batch_size=1)
 
     # -- validation --------------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch
 
 from lightning_modules.freekd import pieces
 from lightning_modules.freekd.agent import CollapseWatch
+from lightning_modules.freekd.module import FreekdModule
 from pipelines.build import build
 from pipelines.config import compose
 from pipelines.runs import steps_saved
@@ -152,6 +153,20 @@ def test_validation_in_pieces_finds_what_it_finds_of_the_whole_graph_at_once(mon
     assert in_pieces.keys() == at_once.keys() >= {"val/loss", "test/micro_f1", "test/base_micro_f1"}
     for name, value in at_once.items():
         assert float(in_pieces[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_figures_of_steps_that_are_not_written_down_are_not_made_and_change_nothing(monkeypatch):
+    logged, log = [], FreekdModule.log
+    monkeypatch.setattr(FreekdModule, "log", lambda module, name, *rest, **more: logged.append((module.trainer.global_step, name))
+                        or log(module, name, *rest, **more))
+    often = fitted("trainer.max_steps=6")
+    assert {step for step, name in logged if name == "train/ce"} == set(range(6))
+    logged.clear()
+    seldom = fitted("trainer.max_steps=6", "trainer.log_every_n_steps=3")
+    assert {step for step, name in logged if name == "train/ce"} == {2, 5}
+    assert {step for step, name in logged if name == "train/loss"} == set(range(6))
+    assert_same(weights(often), weights(seldom))
+    assert_same(often.trainer.callback_metrics, seldom.trainer.callback_metrics)
 
 
 def test_a_training_step_is_one_step_whatever_the_number_of_optimizers():
