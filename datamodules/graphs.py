@@ -95,6 +95,11 @@ class GraphBatch:
     def num_nodes(self) -> int:
         return self.x.shape[0]
 
+    @property
+    def units(self) -> int:
+        """What a run's speed counts: the nodes B, not the neighbours that they bring along."""
+        return self.seeds
+
     def features(self, network: int) -> Tensor:
         """Return the features (n, F) that a network sees: all of them, or, of a graph in V views, those of view network mod V."""
         return self.x if self.views is None else self.x * self.views[network % len(self.views)]

@@ -95,11 +95,12 @@ class MethodModule(LightningModule):
     """A method: its networks and losses. Subclasses take `(config, optimizer)`.
 
     `STRATEGIES` names the strategies on which the method is exact, `OPTIMIZERS` says how many optimizers it has; `compose` refuses what
-    does not fit.
+    does not fit. `UNIT` is what its speed is counted in: the numbers of a batch's first tensor, or, of a batch that has it, `units`.
     """
 
     STRATEGIES: tuple[str, ...] = ("single",)
     OPTIMIZERS = 1
+    UNIT = "tokens"
 
     def __init__(self, config: Any, optimizer: OptimizerFactory) -> None:
         super().__init__()

@@ -76,9 +76,9 @@ class LearningRate(Callback):
 
 
 class Throughput(ThroughputMonitor):
-    """Lightning's monitor for training: sequences and tokens a second, and MFU where the device's peak is known.
+    """Lightning's monitor for training: samples and items a second, and MFU where the device's peak is known.
 
-    What a batch holds is read from its first tensor. Without a known peak, floating-point operations are not counted.
+    Items are what the module calls its UNIT. Without a known peak, floating-point operations are not counted.
     """
 
     def __init__(self, window_size: int) -> None:
@@ -103,7 +103,9 @@ class Throughput(ThroughputMonitor):
 
 
 def size_of(batch: Any) -> tuple[int, int]:
-    """Count the sequences and the items (tokens) of a batch by its first tensor, (B, ...); a batch without one counts as one."""
+    """Count the samples and the items of a batch: by its own `units`, else by its first tensor, (B, ...), else as one."""
+    if isinstance(units := getattr(batch, "units", None), int):
+        return units, units
     first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim), None)
     return (1, 1) if first is None else (first.shape[0], first.numel())
 

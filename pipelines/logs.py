@@ -16,6 +16,7 @@ NEEDLESS = (  # warnings that ask for nothing a user of this launcher could or s
     r".*does not have many workers",
     r"The number of training batches .* is smaller than the logging interval",
     r"Found \d+ module\(s\) in eval mode",
+    r"It is recommended to use `self.log\(.*sync_dist=True",  # a method sums its figures over processes itself
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
 )
 

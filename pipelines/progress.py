@@ -18,13 +18,14 @@ def progress_bar() -> ProgressBar:
 
 
 def figures(trainer: Trainer) -> str:
-    """Write the training metrics of the last step that are meant for a progress bar, and the tokens a second."""
+    """Write the training metrics of the last step that are meant for a progress bar, and the speed."""
     shown = {name.removeprefix("train/"): float(value) for name, value in trainer.progress_bar_metrics.items() if name.startswith("train/")}
     parts = [f"{name} {value:.4f}" for name, value in shown.items() if not name.startswith("lr")]
     parts += [f"{name} {value:.2e}" for name, value in shown.items() if name.startswith("lr")]
     logged = trainer.logged_metrics
     speed = logged.get("train/items_per_sec", logged.get("train/device/items_per_sec"))
-    return "  ".join(parts if speed is None else [*parts, f"{float(speed):,.0f} tokens/s"])
+    unit = getattr(trainer.lightning_module, "UNIT", "items")
+    return "  ".join(parts if speed is None else [*parts, f"{float(speed):,.0f} {unit}/s"])
 
 
 def validation_figures(trainer: Trainer) -> str:

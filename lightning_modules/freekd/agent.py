@@ -8,6 +8,7 @@ over s2. Both are three linear layers with tanh, their last one zero at first, s
 The extension to unlabelled nodes adds what needs no label: each network's entropy and confidence, and how far the networks agree.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -149,3 +150,23 @@ def policy_entropies(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Return the entropy of each node's two choices in nats, (|B|,) each."""
     log_theta, p = first.log_softmax(-1), second.sigmoid()
     return -(log_theta.exp() * log_theta).sum(-1), -(p * F.logsigmoid(second) + (1 - p) * F.logsigmoid(-second))
+
+
+class CollapseWatch:
+    """Warns once of an agent that has chosen the same whatever the node for STUCK steps in a row."""
+
+    STUCK = 50
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.still = 0  # steps in a row with a constant policy
+
+    def __call__(self, share: Tensor, spread: Tensor) -> None:
+        """Look at each network's share of the nodes, (K,), and at how much the policy differs between nodes."""
+        largest = float(share.max())
+        self.still = self.still + 1 if largest > 0.95 or float(spread) < 0.01 else 0
+        if self.still == self.STUCK:
+            name = self.names[int(share.argmax())]
+            warnings.warn(f"the agent has chosen the same at all nodes for {self.STUCK} steps ({name} teaches at {largest:.0%} of them): "
+                          "it has collapsed; try module.reward.kind=advantage, a larger module.agent.entropy or a smaller module.agent.lr",
+                          stacklevel=3)

@@ -6,12 +6,13 @@ A step makes one forward pass of each network, one summed backward pass through 
     agent      REINFORCE on the choices of the step before, whose worth was found once the networks had been updated
     prompts    undistorted and diverse views, with the networks held still
 
+Prompts have a backward pass of their own: they alternate with the networks, or move in the same moment.
+
 What crosses from one to another is constant, so the sum keeps them apart, and DDP sees every gradient once. Only the networks'
 optimizer is counted in `trainer.global_step`: a training step is one step.
 """
 
 import copy
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,22 +20,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from datamodules.graphs import GraphBatch
 from lightning_modules.base import MethodModule, OptimizerFactory, OwnFolder, Table, optimizer_steps
 from lightning_modules.freekd import prompt, step
-from lightning_modules.freekd.agent import Agent, AgentSection
+from lightning_modules.freekd.agent import Agent, AgentSection, CollapseWatch
 from lightning_modules.freekd.export import save_networks
 from lightning_modules.freekd.networks import Features, NetworkConfig, make_network
+from lightning_modules.freekd.pieces import in_pieces
+from lightning_modules.freekd.processes import from_all
 from lightning_modules.freekd.prompt import FeaturePrompt, PromptSection
 from lightning_modules.freekd.scores import Scoreboard
 from lightning_modules.freekd.step import Decision, DistilSection, Experience, Place, RewardSection, Seen
 from lightning_modules.optim.adamw import AdamW, AdamWConfig
 
 Outputs = list[tuple[Tensor, Tensor]]  # of each network: encodings (n, d), logits (n, C)
-STUCK = 50  # steps after which a policy that is a constant is called collapsed
 
 
 @dataclass(frozen=True)
@@ -55,21 +57,25 @@ class FreekdModuleConfig:
     """FreeKD-Prompt: learnt views of the graph"""
     compare_base: bool = True
     """train each network alone as well, from the same weights with the same dropout, and report the difference; twice the time"""
+    edges_at_once: int = 0
+    """edges whose messages a network holds at a time in validation, which sees the whole graph; 0: all; the outcome is the same"""
 
     def __post_init__(self) -> None:
         if len(self.networks) < 2:
             raise ValueError(f"networks: must be at least two, which teach each other, not {self.networks}")
         if unknown := set(self.networks) - {"gcn", "sage", "gat", "gin", "gcnii", "mlp"}:
             raise ValueError(f"networks: must be of gcn, sage, gat, gin, gcnii, mlp, not {min(unknown)}")
-        if self.l2 < 0:
-            raise ValueError(f"l2: must be 0 or above, not {self.l2}")
+        for name in ("l2", "edges_at_once"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be 0 or above, not {getattr(self, name)}")
 
 
 class FreekdModule(MethodModule):
     """K graph networks, the agent between them, and for each a twin that is taught by nobody."""
 
-    STRATEGIES = ("single", "ddp")
+    STRATEGIES = ("single", "ddp", "fsdp")
     OPTIMIZERS = 2
+    UNIT = "nodes"
 
     def __init__(self, config: FreekdModuleConfig, optimizer: OptimizerFactory) -> None:
         super().__init__(config, optimizer)
@@ -77,8 +83,10 @@ class FreekdModule(MethodModule):
         self.networks: nn.ModuleList | None = None  # made in configure_model, when the data knows its features
         self.names = [f"{name}{number}" for number, name in enumerate(config.networks, 1)]
         self.told: Experience | None = None  # the choices of the last step
+        self.taught: tuple[Place, Tensor | None] | None = None  # who would teach where, asked of spread networks
         self.baseline = torch.empty(0)  # the paper's reward of each node at its last visit, NaN before the first
-        self._still = 0  # steps in a row with a constant policy
+        self._watch = CollapseWatch(self.names)
+        self._written = True  # whether the figures of this step are
         self._restored: dict[str, Any] = {}
 
     def configure_model(self) -> None:
@@ -94,7 +102,9 @@ class FreekdModule(MethodModule):
         self.agent = Agent([config.network.hidden] * len(made), 3 if everywhere else 1, 2 if everywhere else 0, config.agent)
         self.agent.requires_grad_(config.distil.asks_agent)
         tokens = config.prompt.tokens
-        self.prompts = nn.ModuleList(FeaturePrompt(data.num_features, tokens) for _ in made if tokens)
+        self.prompts = nn.ModuleList(FeaturePrompt(data.num_features, tokens) for _ in made if tokens)  # whole on every process
+        for part in (*self.networks, *self.base, self.agent.theta, self.agent.delta):
+            self.shard(part, [])
         self.num_nodes = data.num_nodes
         if config.reward.kind != "advantage":
             self.baseline = torch.full((self.num_nodes,), float("nan"))
@@ -119,10 +129,9 @@ class FreekdModule(MethodModule):
     # -- what the networks see ---------------------------------------------------------------------------------------------------
 
     def features(self, batch: GraphBatch) -> list[Features]:
-        """Return each network's own features (n, F): its view, and its prompt as it stands."""
+        """Return each network's own features (n, F): its view, and its prompt as it stands, which is a constant to them."""
         views: list[Features] = [batch.features(k) for k in range(len(self.config.networks))]
-        with torch.no_grad():
-            return [self.prompts[k](x) for k, x in enumerate(views)] if self.prompts else views
+        return [self.prompts[k](x).constant() for k, x in enumerate(views)] if self.prompts else views
 
     def outputs(self, networks: nn.ModuleList, features: Sequence[Features], batch: GraphBatch, seed: int | None) -> Outputs:
         """Run networks on their features; with a `seed`, network k draws its dropout from seed + k, and so does its twin."""
@@ -159,9 +168,12 @@ class FreekdModule(MethodModule):
 
     def training_step(self, batch: GraphBatch, batch_idx: int) -> None:
         config, number, place = self.config, self.trainer.global_step, self.place(batch)
+        self._written = (number + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         assert self.networks is not None
         seed = int(torch.randint(2**31, ()))
         views = self.features(batch)
+        if self.prompts and not config.prompt.alternate:
+            self._learn_prompts(batch, place)
         seen = step.see(self.outputs(self.networks, views, batch, seed), place, self.multi_label)
         cosine = self._cosines(seen, place)
         decision = self._decision(seen, cosine, batch, place, number)
@@ -170,11 +182,13 @@ class FreekdModule(MethodModule):
         taught = lessons.ce + strength * (config.distil.mu * lessons.node + config.distil.rho * lessons.structure)
         total = taught.sum() + self._penalty(self.networks)
         self._record({"loss": taught.mean(), "ce": lessons.ce.mean(), "node": lessons.node.mean(), "structure": lessons.structure.mean()})
-        total = total + self._base_loss(batch, place, seed) + self._agent_loss(decision, number) + self._prompt_loss(batch, place)
+        total = total + self._base_loss(batch, place, seed) + self._agent_loss(decision, number) + self._no_prompt_loss()
         self.manual_backward(total)
         self._update()
         if decision is not None and config.distil.asks_agent:
             self._judge(decision, batch, place, views)
+        if self.prompts and config.prompt.alternate:
+            self._learn_prompts(batch, place)
 
     def _cosines(self, seen: Seen, place: Place) -> Tensor:
         if self.config.distil.structure == "none" or self.config.distil.direction == "none":
@@ -216,13 +230,11 @@ class FreekdModule(MethodModule):
         if self.config.distil.direction == "agent":
             shares = {f"share/{name}": share for name, share in zip(self.names, facts["share"], strict=True)}
             self._record({"policy": loss, "entropy": facts["entropy"], "spread": facts["spread"], **shares})
-            self._watch(facts)
+            self._watch(facts["share"], facts["spread"])
         return loss
 
     def _prompt_loss(self, batch: GraphBatch, place: Place) -> Tensor:
         """Return the prompts' objective at the networks as they are."""
-        if not self.prompts:
-            return torch.zeros((), device=self.device)
         assert self.networks is not None
         config, plain = self.config.prompt, [batch.features(k) for k in range(len(self.networks))]
         with self.resting(), prompt.constant(self.networks):
@@ -236,14 +248,29 @@ class FreekdModule(MethodModule):
         self._record({"undistorted": torch.stack(faithful).mean(), "diverse": apart})
         return torch.stack(faithful).sum() + config.diversity * apart
 
+    def _no_prompt_loss(self) -> Tensor:
+        """Return a zero whose gradient is zero: DDP waits for one of every weight in the summed backward."""
+        return 0.0 * sum((p.sum() for p in self.prompts.parameters()), torch.zeros((), device=self.device))
+
+    def _learn_prompts(self, batch: GraphBatch, place: Place) -> None:
+        """Step the prompts at the networks as they now are, by the gradient averaged over processes."""
+        weights = list(self.prompts.parameters())
+        gradients = torch.autograd.grad(self._prompt_loss(batch, place), weights)
+        for p, gradient in zip(weights, gradients, strict=True):
+            p.grad = self.trainer.strategy.reduce(gradient, reduce_op="mean")
+        self._step_uncounted(self.trainer.optimizers[-1])
+
     def _update(self) -> None:
-        """Step every optimizer; Lightning counts the networks' only."""
+        """Step the optimizers of networks and agent; Lightning counts the networks' only."""
         found = self.optimizers()
         first, *others = found if isinstance(found, list) else [found]
-        for other in others:
-            self.trainer.strategy.optimizer_step(other.optimizer, lambda: None)
+        for other in others[:-1] if self.prompts else others:
+            self._step_uncounted(other.optimizer)
         first.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
+
+    def _step_uncounted(self, optimizer: Optimizer) -> None:
+        self.trainer.strategy.optimizer_step(optimizer, lambda: None)
 
     def _judge(self, decision: Decision, batch: GraphBatch, place: Place, views: Sequence[Features]) -> None:
         """Find out, from the updated networks, what the choices were worth."""
@@ -254,7 +281,7 @@ class FreekdModule(MethodModule):
         before = self.baseline[nodes].to(self.device) if len(self.baseline) else None
         self.told, rewards = step.judge(self.config.reward, self.agent, decision, after, place, before, self._mean_over_all)
         if before is not None:
-            for ids, values in self._from_all((nodes, rewards.cpu())):
+            for ids, values in from_all((nodes, rewards.cpu())):
                 self.baseline[ids] = values
         if decision.teacher is not None:
             right = (decision.teacher == after.ce.argmin(0)) & place.labelled
@@ -268,29 +295,11 @@ class FreekdModule(MethodModule):
         total, count = self.trainer.strategy.reduce(parts, reduce_op="sum")
         return total / count.clamp(min=1)
 
-    def _from_all(self, mine: Any) -> list[Any]:
-        """Collect an object from every process."""
-        if not dist.is_available() or not dist.is_initialized():
-            return [mine]
-        found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, mine)
-        return found
-
     def _record(self, values: dict[str, Tensor]) -> None:
-        """Log training figures."""
+        """Log training figures: the loss at every step, the others, which take time, at those that are written down."""
         for name, value in values.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", sync_dist=True, batch_size=1)
-
-    def _watch(self, facts: dict[str, Tensor]) -> None:
-        """Warn once of an agent that chooses the same whatever the node."""
-        share = float(facts["share"].max())
-        constant = share > 0.95 or float(facts["spread"]) < 0.01
-        self._still = self._still + 1 if constant else 0
-        if self._still == STUCK:
-            name = self.names[int(facts["share"].argmax())]
-            warnings.warn(f"the agent has chosen the same at all nodes for {STUCK} steps ({name} teaches at {share:.0%} of them): it has "
-                          "collapsed; try module.reward.kind=advantage, a larger module.agent.entropy or a smaller module.agent.lr",
-                          stacklevel=2)
+            if self._written or name == "loss":
+                self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", sync_dist=True, batch_size=1)
 
     # -- validation --------------------------------------------------------------------------------------------------------------
 
@@ -299,8 +308,9 @@ class FreekdModule(MethodModule):
 
     def validation_step(self, batch: GraphBatch, batch_idx: int) -> None:
         assert self.networks is not None
-        found = self.outputs(self.networks, self.features(batch), batch, None)
-        found += self.outputs(self.base, [batch.features(k) for k in range(len(self.base))], batch, None)
+        with in_pieces(self, self.config.edges_at_once):
+            found = self.outputs(self.networks, self.features(batch), batch, None)
+            found += self.outputs(self.base, [batch.features(k) for k in range(len(self.base))], batch, None)
         self.scores.add(torch.stack([o for _, o in found]), batch.y, {"valid": batch.valid_mask, "test": batch.test_mask})
 
     def on_validation_epoch_end(self) -> None:
@@ -325,15 +335,12 @@ class FreekdModule(MethodModule):
         for name, value in zip(self.names, best[:, 2]):
             self.log(f"test/micro_f1/{name}", value)
         self.log("test/micro_f1", best[:networks, 2].mean())
-        columns, rows = ("network", "validation", "test", "step"), best[:networks, [0, 2, 3]].tolist()
         if self.base:
             for name, value in zip(self.names, best[networks:, 2]):
                 self.log(f"test/base_micro_f1/{name}", value)
             self.log("test/base_micro_f1", best[networks:, 2].mean())
             self.log("test/gain", best[:networks, 2].mean() - best[networks:, 2].mean())
-            columns = (*columns, "base validation", "base test", "base step")  # type: ignore[assignment]
-            rows = [own + twin for own, twin in zip(rows, best[networks:, [0, 2, 3]].tolist())]
-        self.tables["micro_f1"] = Table(columns, [(name, *row) for name, row in zip(self.names, rows)])
+        self.tables["micro_f1"] = Table(*self.scores.table(self.names))
 
     def _trained_steps(self) -> int:
         return int(self._restored.get("step", 0)) if self.trainer.state.fn == "validate" else self.trainer.global_step
@@ -345,7 +352,7 @@ class FreekdModule(MethodModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is no weight: the agent's memory on every process, the rewards, the best validation."""
-        told = [None if one is None else vars(one) for one in self._from_all(self.told)]
+        told = [None if one is None else vars(one) for one in from_all(self.told)]
         checkpoint["freekd"] = {"told": told, "baseline": self.baseline, "scores": self.scores.state_dict(),
                                 "step": self.trainer.global_step}
 
@@ -370,14 +377,20 @@ class FreekdModule(MethodModule):
         """Draw who taught over the run, the networks' accuracy, and the graph by who teaches."""
         from lightning_modules.freekd.pictures import draw  # plotting takes long to import
 
-        batch = next(iter(self.trainer.datamodule.val_dataloader())).to(self.device)  # type: ignore[attr-defined]
-        place = self.place(batch)
-        return draw(folder, self.names, place.edges, self.teachers(batch, place))
+        place, teachers = self.taught or self.teachers()
+        return draw(folder, self.names, place.edges, teachers)
+
+    def on_train_end(self) -> None:
+        """Ask while all processes are here: networks whose weights are spread answer only together."""
+        if self.holds_parts:
+            self.taught = self.teachers()
 
     @torch.no_grad()
-    def teachers(self, batch: GraphBatch, place: Place) -> Tensor | None:
-        """Return the network that the agent, or the rule in its place, prefers at each node of B, (|B|,); None where there is no choice."""
+    def teachers(self) -> tuple[Place, Tensor | None]:
+        """Return B of the whole graph, and the network that teaches there by the agent's or rule's preference, (|B|,) or None."""
         assert self.networks is not None
-        with self.resting():
+        batch = next(iter(self.trainer.datamodule.val_dataloader())).to(self.device)  # type: ignore[attr-defined]
+        place = self.place(batch)
+        with self.resting(), in_pieces(self, self.config.edges_at_once):
             seen = step.see(self.outputs(self.networks, self.features(batch), batch, None), place, self.multi_label)
-        return step.preferred(self.config.distil, self.agent, seen, place)
+        return place, step.preferred(self.config.distil, self.agent, seen, place)

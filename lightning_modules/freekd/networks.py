@@ -78,6 +78,10 @@ class Shifted:
         """Return the features as one matrix, (n, F)."""
         return (self.x if self.x.layout == torch.strided else self.x.to_dense()) + self.shares @ self.tokens
 
+    def constant(self) -> "Shifted":
+        """Return the features as they now are: no gradient reaches the prompt, and its next step leaves them alone."""
+        return Shifted(self.x, self.shares.detach(), self.tokens.detach().clone())
+
 
 Features = Tensor | Shifted
 

@@ -61,10 +61,10 @@ def draw_accuracy(columns: dict[str, tuple[list[int], list[float]]], names: list
 
 def draw_teachers(edges: np.ndarray, teacher: np.ndarray, names: list[str], path: Path) -> Path:
     """Draw a part of the graph, nodes coloured by who teaches there; edges (2, E), teacher (n,)."""
-    graph = nx.Graph()
-    graph.add_edges_from(edges[:, edges[0] != edges[1]].T.tolist())
-    graph.add_nodes_from(range(len(teacher)))
-    shown = graph.subgraph(_near(graph, SHOWN))
+    near = _near(edges, len(teacher), SHOWN)
+    shown = nx.Graph()
+    shown.add_nodes_from(near.tolist())
+    shown.add_edges_from(edges[:, np.isin(edges, near).all(0) & (edges[0] != edges[1])].T.tolist())
     places = nx.spring_layout(shown, seed=0, iterations=60)
     figure = Figure(figsize=(6.4, 6.4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -79,10 +79,15 @@ def draw_teachers(edges: np.ndarray, teacher: np.ndarray, names: list[str], path
     return path
 
 
-def _near(graph: nx.Graph, most: int) -> list[int]:
-    """Take the node with the most neighbours and those around it, nearest first."""
-    centre = max(graph, key=graph.degree)
-    return list(nx.single_source_shortest_path_length(graph, centre))[:most]
+def _near(edges: np.ndarray, nodes: int, most: int) -> np.ndarray:
+    """Take the node with the most neighbours and those around it, nearest first; edges (2, E)."""
+    seen = np.zeros(nodes, dtype=bool)
+    rings = [np.array([np.bincount(edges.ravel(), minlength=nodes).argmax()])]
+    while len(rings[-1]) and sum(map(len, rings)) < most:
+        seen[rings[-1]] = True
+        touched = np.concatenate([edges[1, seen[edges[0]]], edges[0, seen[edges[1]]]])
+        rings.append(np.unique(touched[~seen[touched]]))
+    return np.concatenate(rings)[:most]
 
 
 def _axes(label: str) -> tuple[Figure, Any]:

@@ -6,7 +6,8 @@ The paper names the two aims, undistorted and diverse, and not their form; these
     L_und^k = CE(f_k(G_k)) + lambda_c mean_i KL(p_i^k(G) || p_i^k(G_k)) + lambda_n mean_i |x_i' - x_i|^2 / |x_i|^2
     L_div = mean over pairs k < l of max(0, similarity of z^k(G_k) and z^l(G_l) - m),   L_prompt = sum_k L_und^k + beta L_div
 
-The tokens t begin at 0, so that training begins as without prompts. While prompts learn, networks and agent are constants.
+The tokens t begin at 0, so that training begins as without prompts. While prompts learn, networks and agent are constants. In alternate
+optimisation each follows the other: networks, agent, prompts, networks, ..., every one with the latest of the others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ class PromptSection:
     """prompt tokens of each network; 0: no prompts, 5 is a good number"""
     lr: float = 1e-3
     """learning rate of the prompts' own AdamW"""
+    alternate: bool = True
+    """prompts learn after the networks and the agent's judgement, at the networks as they then are; false: in the same moment as they"""
     consistency: float = 1.0
     """lambda_c: weight of keeping the predictions of the graph without prompt"""
     nearness: float = 0.1
@@ -49,7 +52,7 @@ class PromptSection:
 
     def without_effect(self) -> dict[str, str]:
         """Name what only prompts need."""
-        names = ("lr", "consistency", "nearness", "diversity", "margin", "similarity")
+        names = ("lr", "alternate", "consistency", "nearness", "diversity", "margin", "similarity")
         return {} if self.tokens else dict.fromkeys(names, "tokens=0 means no prompts")
 
 

@@ -1,6 +1,6 @@
 """Micro-F1 of several networks on validation and test nodes; a network's test figure is that of its best validation, and no other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,15 @@ class Scoreboard:
             better = self.best[:, 0].isnan() | (f1[0] > self.best[:, 0]) | ((f1[0] == self.best[:, 0]) & (loss < self.best[:, 1]))
             self.best = torch.where(better[:, None], now, self.best)
         return {"valid": f1[0], "test": f1[1], "loss": loss}
+
+    def table(self, names: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        """Return columns and rows of the best of each network, and beside it that of its twin if there are as many more networks."""
+        columns, rows = ("network", "validation", "test", "step"), self.best[:, [0, 2, 3]].tolist()
+        own, twins = rows[: len(names)], rows[len(names) :]
+        if not twins:
+            return columns, [(name, *row) for name, row in zip(names, own, strict=True)]
+        columns = (*columns, "base validation", "base test", "base step")  # type: ignore[assignment]
+        return columns, [(name, *row, *twin) for name, row, twin in zip(names, own, twins, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

@@ -1,11 +1,13 @@
 """Seeds, learning rate, throughput and the last validation."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from datamodules.graphs import Graph, batch_of, whole
 from pipelines.callbacks import LearningRate, RunRecord, SeedEachBatch, Throughput, size_of
 from pipelines.tracking import MetricsFile
 from tests.pipelines.tiny import Line, Numbers, trainer
@@ -112,8 +114,16 @@ def test_a_model_whose_operations_cannot_be_counted_trains_all_the_same(tmp_path
     ({"labels": torch.zeros(3, 5), "more": torch.zeros(9)}, (3, 15)),
     ([["name"], (torch.tensor(1.0), torch.zeros(2, 3, 4))], (2, 24)),
     (["no", "tensor"], (1, 1)),
+    (SimpleNamespace(units=7, x=torch.zeros(3, 5)), (7, 7)),
 ])
-def test_a_batch_is_measured_by_its_first_tensor(batch, size):
+def test_a_batch_is_measured_by_its_own_word_or_by_its_first_tensor(batch, size):
     assert size_of(batch) == size
+
+
+def test_a_graph_is_measured_by_the_nodes_that_a_step_is_about():
+    nodes = torch.arange(6)
+    graph = Graph(torch.rand(6, 2), torch.stack([nodes, nodes.roll(1)]), nodes % 2, nodes < 2, nodes > 4, nodes > 9, 2)
+    assert size_of(whole(graph)) == (6, 6)
+    assert size_of(batch_of(graph, nodes[:5], 3, torch.tensor([[3], [0]]), torch.empty(2, 0, dtype=torch.long))) == (3, 3)
 
 

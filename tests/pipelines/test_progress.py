@@ -3,6 +3,7 @@
 import logging
 import re
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +30,13 @@ def test_lines_come_at_the_first_and_last_step_and_every_few_between_and_at_vali
     assert [line.split("  ")[0] for line in lines] == ["step 1/6", "step 3/6", "step 4", "step 6/6"]
     assert re.fullmatch(r"step 1/6  loss 0\.\d{4}", lines[0])
     assert re.fullmatch(r"step 4  val/loss \d+\.\d{4}", lines[2])
+
+
+@pytest.mark.parametrize(("own", "unit"), [({}, "items"), ({"UNIT": "nodes"}, "nodes")])
+def test_speed_is_told_in_the_unit_of_the_module(own, unit):
+    running = SimpleNamespace(progress_bar_metrics={"train/loss": 0.5}, logged_metrics={"train/items_per_sec": 1234.4},
+                              lightning_module=SimpleNamespace(**own))
+    assert progress.figures(running) == f"loss 0.5000  1,234 {unit}/s"
 
 
 def test_lines_count_optimizer_steps_where_batches_are_accumulated(capsys):

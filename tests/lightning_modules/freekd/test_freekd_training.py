@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_modules.freekd import pieces
+from lightning_modules.freekd.agent import CollapseWatch
+from lightning_modules.freekd.module import FreekdModule
 from pipelines.build import build
 from pipelines.config import compose
 from pipelines.runs import steps_saved
@@ -59,6 +62,9 @@ def test_labels_of_validation_and_test_leave_no_trace_in_training(batch, reward)
     assert_same(weights(honest), weights(scrambled))
     assert_same(memory(honest), memory(scrambled))
     assert torch.equal(honest.baseline.nan_to_num(7.0), scrambled.baseline.nan_to_num(7.0))
+    figures = [module.trainer.callback_metrics for module in (honest, scrambled)]
+    assert {"train/ce", "train/node", "train/structure", "train/policy"} <= figures[0].keys()
+    assert_same(*figures)
 
 
 def test_without_distillation_networks_and_twins_stay_equal_to_the_last_bit():
@@ -81,6 +87,28 @@ def test_prompts_at_zero_make_the_first_step_of_no_prompts():
     assert not torch.equal(two.networks[0].convs[0].lin.weight, prompted_two.networks[0].convs[0].lin.weight)
 
 
+def prompts_by_hand(module, lr=1e-3):
+    """Move the tokens from 0 by Adam's first step, lr g / (|g| + eps), g the gradient at the module's networks as they are."""
+    batch = next(iter(module.trainer.datamodule.train_dataloader()))
+    module.train()
+    module._record = lambda figures: None  # no run is there any more to log to
+    weights = [own.tokens for own in module.prompts]
+    gradients = torch.autograd.grad(module._prompt_loss(batch, module.place(batch)), weights)
+    return [-lr * g / (g.abs() + 1e-8) for g in gradients]
+
+
+def test_prompts_that_alternate_learn_at_the_networks_after_their_step_and_others_at_those_before():
+    """A run whose prompts have a rate of nothing shows the networks after one step, one whose networks have, those before."""
+    one, beside = (fitted("trainer.max_steps=1", f"module.prompt.alternate={word}") for word in ("true", "false"))
+    stepped = fitted("trainer.max_steps=1", "module.prompt.lr=1e-30")
+    untouched = fitted("trainer.max_steps=1", "module.prompt.lr=1e-30", "optim.lr=1e-30")
+    assert_same(weights(one, "networks."), weights(stepped, "networks."))
+    for found, networks in ((one, stepped), (beside, untouched)):
+        for own, wanted in zip(found.prompts, prompts_by_hand(networks)):
+            assert torch.allclose(own.tokens, wanted, atol=1e-5)
+    assert (one.prompts[0].tokens - beside.prompts[0].tokens).abs().max() > 1e-4
+
+
 SWITCHES = {
     "agent": [], "random": ["module.distil.direction=random"], "mutual": ["module.distil.direction=mutual"],
     "confidence": ["module.distil.direction=confidence"], "loss": ["module.distil.direction=loss", "module.distil.nodes=train"],
@@ -89,6 +117,7 @@ SWITCHES = {
     "no structure level": ["module.distil.structure=none"], "centered": ["module.reward.kind=centered"],
     "three networks": ["module.networks=[gcn,sage,gat]", "module.network.heads=2"],
     "no twins": ["module.compare_base=false"], "cka": ["module.prompt.similarity=cka"],
+    "prompts beside networks": ["module.prompt.alternate=false"],
     "no labels in the reward": ["module.reward.unlabelled=none"], "ramp": ["module.distil.warmup=1", "module.distil.ramp=2"],
 }
 
@@ -113,6 +142,33 @@ def test_one_batch_that_holds_all_nodes_trains_like_the_whole_graph():
     assert torch.equal(order, torch.sort(torch.stack([batch.told.teacher, batch.told.carried.long()]).sum(0)).values)
 
 
+def test_validation_in_pieces_finds_what_it_finds_of_the_whole_graph_at_once(monkeypatch):
+    calls, stretches = [], pieces._stretches
+    monkeypatch.setattr(pieces, "_stretches", lambda *given: calls.append(given) or stretches(*given))
+    words = ["trainer.limit_val_batches=1", "trainer.max_steps=3", "module.networks=[gcn,gat]", "module.network.heads=2"]
+    at_once = fitted(*words).trainer.callback_metrics
+    assert not calls
+    in_pieces = fitted(*words, "module.edges_at_once=500").trainer.callback_metrics
+    assert calls
+    assert in_pieces.keys() == at_once.keys() >= {"val/loss", "test/micro_f1", "test/base_micro_f1"}
+    for name, value in at_once.items():
+        assert float(in_pieces[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_figures_of_steps_that_are_not_written_down_are_not_made_and_change_nothing(monkeypatch):
+    logged, log = [], FreekdModule.log
+    monkeypatch.setattr(FreekdModule, "log", lambda module, name, *rest, **more: logged.append((module.trainer.global_step, name))
+                        or log(module, name, *rest, **more))
+    often = fitted("trainer.max_steps=6")
+    assert {step for step, name in logged if name == "train/ce"} == set(range(6))
+    logged.clear()
+    seldom = fitted("trainer.max_steps=6", "trainer.log_every_n_steps=3")
+    assert {step for step, name in logged if name == "train/ce"} == {2, 5}
+    assert {step for step, name in logged if name == "train/loss"} == set(range(6))
+    assert_same(weights(often), weights(seldom))
+    assert_same(often.trainer.callback_metrics, seldom.trainer.callback_metrics)
+
+
 def test_a_training_step_is_one_step_whatever_the_number_of_optimizers():
     module = fitted("trainer.max_steps=5")
     assert module.trainer.global_step == 5
@@ -130,15 +186,36 @@ def test_a_node_has_no_baseline_before_its_second_visit():
     assert later.told.worth.abs().sum() > 0
 
 
+def test_a_run_that_goes_on_has_the_rewards_of_every_node_and_the_last_choices_to_the_last_bit(here, tmp_path):
+    words = ["train", *latest([*WORDS, f"run.root={tmp_path}", "run.name=whole", "module.reward.kind=paper", "data.batch=clustered",
+                               "trainer.max_steps=8", "checkpoint.every_n_steps=3", "checkpoint.keep=-1"])]
+    assert here(*words).returncode == 0
+    broken = shutil.copytree(tmp_path / "whole", tmp_path / "broken", symlinks=True)
+    for path in steps_saved(broken / "checkpoints")[1:]:
+        path.unlink()
+    record = json.loads((broken / "run.json").read_text())
+    (broken / "run.json").write_text(json.dumps({**record, "status": "running"}))  # as a kill would have left it
+    resumed = here(*[word.replace("=whole", "=broken") for word in words], "run.resume=auto")
+    assert "resumed at step 3)" in resumed.stdout, resumed.stderr
+    one, two = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["freekd"] for name in ("whole", "broken"))
+    assert one["baseline"].isfinite().any()
+    assert torch.equal(one["baseline"].nan_to_num(7.0), two["baseline"].nan_to_num(7.0))  # NaN: never visited
+    assert_same(one["told"], two["told"])
+
+
 def test_a_collapsed_agent_is_called_so_once():
-    module = fitted("trainer.max_steps=1")
-    facts = {"share": torch.tensor([0.99, 0.01]), "spread": torch.tensor(0.001)}
+    watch = CollapseWatch(["gcn1", "sage2"])
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         for _ in range(80):
-            module._watch(facts)
+            watch(torch.tensor([0.99, 0.01]), torch.tensor(0.001))
     assert len(found) == 1
     assert "chosen the same at all nodes for 50 steps (gcn1 teaches at 99% of them)" in str(found[0].message)
+
+
+def test_an_agent_that_stands_still_in_a_run_is_noticed():
+    module = fitted("trainer.max_steps=3", "module.agent.lr=1e-30", "module.distil.nodes=train")
+    assert module._watch.still >= 2
 
 
 def test_a_run_leaves_its_table_and_pictures(here, tmp_path):
@@ -165,7 +242,8 @@ def test_a_run_leaves_its_table_and_pictures(here, tmp_path):
     ("module.distil.tau=0", "module.distil.tau: must be above 0, not 0.0"),
     ("trainer.gradient_clip_val=1",
      "trainer.gradient_clip_val: method freekd has 2 optimizers and steps them itself. Write trainer.gradient_clip_val=null"),
-    ("strategy=deepspeed", "strategy=deepspeed: takes one optimizer, and method freekd has 2. Write strategy=ddp or strategy=single"),
+    ("strategy=deepspeed",
+     "strategy=deepspeed: takes one optimizer, and method freekd has 2. Write strategy=ddp or strategy=fsdp or strategy=single"),
 ])
 def test_what_cannot_be_is_refused_in_one_line(here, word, line):
     done = here("train", "experiment=freekd_debug", word)
@@ -181,16 +259,35 @@ def distributed(fivefold_in, tmp_path: Path, name: str, *words: str):
 
 
 @pytest.mark.slow
-def test_two_processes_that_see_the_same_graph_train_like_one(fivefold_in, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("more", [[], ["module.distil.direction=mutual", "module.prompt.alternate=false"]])
+def test_two_processes_that_see_the_same_graph_train_like_one(strategy, more, fivefold_in, tmp_path):
     """If the ranks parted, or a gradient were not averaged, their common weights could not be those of one process."""
-    words = ["module.reward.kind=centered", "trainer.max_steps=6"]
+    words = ["module.reward.kind=centered", "trainer.max_steps=6", *more]
     alone, _ = distributed(fivefold_in, tmp_path, "alone", *words)
-    together, done = distributed(fivefold_in, tmp_path, "together", *words, "strategy=ddp", "trainer.devices=2")
+    together, done = distributed(fivefold_in, tmp_path, "together", *words, f"strategy={strategy}", "trainer.devices=2")
     assert "find_unused_parameters" not in done.stderr
     for name, value in alone["state_dict"].items():
         assert torch.allclose(value, together["state_dict"][name], atol=1e-5), name
     assert together["global_step"] == 6
     assert len(together["freekd"]["told"]) == 2
+
+
+@pytest.mark.slow
+def test_spread_weights_train_like_copies_on_mini_batches_and_go_on_as_copies(fivefold_in, tmp_path):
+    """FSDP2 beside DDP: each process has its own nodes, so gradients differ; the second half goes from rows to copies."""
+    words = ["data.batch=clustered", "data.batch_size=300", "trainer.devices=2", "checkpoint.every_n_steps=4", "checkpoint.keep=-1",
+             "trainer.max_steps=8"]
+    copies, _ = distributed(fivefold_in, tmp_path, "copies", *words, "strategy=ddp")
+    rows, _ = distributed(fivefold_in, tmp_path, "rows", *words, "strategy=fsdp")
+    first = steps_saved(tmp_path / "rows" / "checkpoints")[0]
+    moved, done = distributed(fivefold_in, tmp_path, "moved", *words, "strategy=ddp", f"run.resume={first}")
+    assert "resumed at step 4)" in done.stdout
+    for other in (rows, moved):
+        assert len(copies["state_dict"]) == len(other["state_dict"])
+        for name, value in copies["state_dict"].items():
+            assert torch.allclose(value, other["state_dict"][name], atol=1e-5), name
+    assert (tmp_path / "rows" / "teachers.png").stat().st_size > 5000
 
 
 @pytest.mark.slow
