@@ -35,7 +35,11 @@ class EventBatch:
     def share(self, rank: int, processes: int) -> "EventBatch":
         """Return the consecutive part of the events that one of several processes takes; parts differ by one event at most."""
         size = len(self.event)
-        part = slice(rank * size // processes, (rank + 1) * size // processes)
+        return self.span(rank * size // processes, (rank + 1) * size // processes)
+
+    def span(self, start: int, stop: int) -> "EventBatch":
+        """Return the events from `start` up to `stop`, places in this batch."""
+        part = slice(start, stop)
         return replace(self, event=self.event[part], src=self.src[part], dst=self.dst[part], t=self.t[part])
 
     def __len__(self) -> int:

@@ -1,0 +1,33 @@
+"""Network, code and heads together: from a view of events to logits over the classes that are open."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.otgnet.bottleneck import Bottleneck
+from lightning_modules.otgnet.heads import Heads
+from lightning_modules.otgnet.network import NetworkSection, Passed, TemporalNetwork
+from lightning_modules.otgnet.view import View
+
+
+class OpenModel(nn.Module):
+    """logits_c = W_c h + b_c + v log(1 + votes_c): one weight v for all classes, so that what votes are worth holds for new ones."""
+
+    def __init__(self, num_features: int, tasks: Sequence[Sequence[int]], num_classes: int, config: NetworkSection, frozen_heads: bool,
+                 unit: float) -> None:
+        super().__init__()
+        self.encoder = TemporalNetwork(num_features, config, unit)
+        self.heads = Heads(config.classifier, tasks, num_classes, frozen_heads)
+        self.code = Bottleneck(config.hidden, num_classes)
+        self.vote = nn.Parameter(torch.ones(())) if config.votes else None
+
+    def forward(self, view: View, opened: int) -> tuple[Passed, Tensor]:
+        """Return what the encoder gives and logits (Q, C), where the first `opened` tasks are open."""
+        passed = self.encoder(view, self.code)
+        return passed, self.logits(passed.hidden, view.votes, opened)
+
+    def logits(self, hidden: Tensor, votes: Tensor, opened: int) -> Tensor:
+        """Return logits (n, C) of hidden features (n, width) and votes (n, C)."""
+        logits = self.heads(hidden, opened)
+        return logits if self.vote is None else logits + self.vote * votes.log1p()
