@@ -52,12 +52,37 @@ class NetworkSection:
 
 @dataclass
 class Passed:
-    """What a forward pass gives: rows (Q, d), hidden features (Q, classifier), and gated embeddings x (G, d) with labels (G,)."""
+    """What a forward pass gives: rows (Q, d), hidden features (Q, classifier), and what the gate held back."""
 
     rows: Tensor
     hidden: Tensor
-    gated: Tensor
-    gated_label: Tensor
+    gated: "HeldBack"
+
+
+@dataclass
+class HeldBack:
+    """Embeddings x (G, d) that passed as their code only, with the classes (G,) of who owns them.
+
+    `key` (G,) orders them: node for a neighbour, number of nodes + the key of its end of the event for a message.
+    """
+
+    x: Tensor
+    label: Tensor
+    key: Tensor
+
+    def to(self, device: torch.device) -> "HeldBack":
+        return HeldBack(self.x.to(device), self.label.to(device), self.key.to(device))
+
+    @staticmethod
+    def ordered(parts: "list[HeldBack]") -> "HeldBack":
+        """Put what several processes held back into the order of `key`, each once: the same as one process does alone."""
+        key = torch.cat([part.key for part in parts])
+        order = key.argsort(stable=True)
+        key = key[order]
+        first = torch.ones_like(key, dtype=torch.bool)
+        first[1:] = key[1:] != key[:-1]
+        order = order[first]
+        return HeldBack(torch.cat([part.x for part in parts])[order], torch.cat([part.label for part in parts])[order], key[first])
 
 
 class TemporalNetwork(nn.Module):
@@ -86,34 +111,33 @@ class TemporalNetwork(nn.Module):
     def forward(self, view: View, code: Bottleneck) -> Passed:
         """Pass a view; `code` gives what may cross between classes."""
         rows = view.rows[view.centre]
-        none = view.rows.new_zeros(0, view.rows.shape[1]), view.label.new_zeros(0)
         if not self.sees_neighbours:
-            return Passed(rows, self.classify(view.features[view.centre]), *none)
+            none = view.label.new_zeros(0)
+            return Passed(rows, self.classify(view.features[view.centre]), HeldBack(rows[:0], none, none))
         remembered = view.rows if self.remembers else torch.zeros_like(view.rows)
         u = self.project(torch.cat([remembered, view.features], -1))  # (U, d)
-        messages, gated = self._messages(view, u, code)
-        crossed = torch.cat([view.crossed, view.crossed])
-        held_back = messages[crossed].detach(), view.taken[crossed]
-        if len(held_back[0]):
-            messages = messages.clone()
-            messages[crossed] = code(held_back[0])
+        messages, behind = self._messages(view, u, code)
+        crossed = torch.cat([view.crossed, view.crossed]).nonzero().view(-1)
+        held_back = messages[crossed].detach()
+        if len(held_back):
+            messages = messages.index_copy(0, crossed, code(held_back))
         rows = self._updated(view, rows, u, messages)
-        x, label = (torch.cat(pair) for pair in zip(gated, held_back))
-        return Passed(rows, self.classify(torch.cat([rows, view.features[view.centre]], -1)), x, label)
+        gated = HeldBack(torch.cat([u[behind].detach(), held_back]), torch.cat([view.label[behind], view.taken[crossed]]),
+                         torch.cat([view.table[behind], view.num_nodes + view.key[crossed]]))
+        return Passed(rows, self.classify(torch.cat([rows, view.features[view.centre]], -1)), gated)
 
-    def _messages(self, view: View, u: Tensor, code: Bottleneck) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Attend to the neighbours: m (Q, d); those of another class come as their code. Also give what the code was made of."""
+    def _messages(self, view: View, u: Tensor, code: Bottleneck) -> tuple[Tensor, Tensor]:
+        """Attend to the neighbours: m (Q, d). Those of another class come as their code; their places (G,) are returned, too."""
         place = torch.zeros(len(u), dtype=torch.bool, device=u.device)
         place[view.neighbour[view.gated]] = True
-        held_back = place.nonzero().view(-1)  # each node once, however often it is gated
-        x = u[held_back].detach()
-        behind = torch.zeros(len(u), dtype=torch.int64, device=u.device)
-        behind[held_back] = len(u) + torch.arange(len(held_back), device=u.device)
-        keys = self.attention.keys(torch.cat([u, code(x)]) if len(x) else u)
-        chosen = keys[torch.where(view.gated, behind[view.neighbour], view.neighbour)]
+        behind = place.nonzero().view(-1)  # each node once, however often it is gated
+        coded = torch.zeros(len(u), dtype=torch.int64, device=u.device)
+        coded[behind] = len(u) + torch.arange(len(behind), device=u.device)
+        keys = self.attention.keys(torch.cat([u, code(u[behind].detach())]) if len(behind) else u)
+        chosen = keys[torch.where(view.gated, coded[view.neighbour], view.neighbour)]
         if not self.config.masked:  # an empty slot is a node without memory and features
             chosen = torch.where(view.mask[..., None], chosen, self.attention.keys(self.project.bias))
-        return self.attention(u[view.centre], chosen, self.time(view.age), view.mask), (x, view.label[held_back])
+        return self.attention(u[view.centre], chosen, self.time(view.age), view.mask), behind
 
     def _updated(self, view: View, rows: Tensor, u: Tensor, messages: Tensor) -> Tensor:
         """Return the new rows of all centres, (Q, d)."""

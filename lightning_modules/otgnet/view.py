@@ -28,6 +28,8 @@ class View:
 
     node: Tensor  # (Q,) int64
     key: Tensor  # (Q,) int64, see memory.keys_of
+    num_nodes: int  # N, of the stream
+    table: Tensor  # (U,) int64 nodes, ascending
     rows: Tensor  # (U, d) memory
     features: Tensor  # (U, F)
     label: Tensor  # (U,) int64 class that the node is taken for, -1 unknown
@@ -71,5 +73,5 @@ def look(batch: EventBatch, around: Surroundings, memory: Memory, n: int, asked:
         gated = torch.zeros_like(gated)
     if gate.where in ("neighbours", "none"):
         crossed = torch.zeros_like(crossed)
-    return View(node, keys_of(batch.event), memory.rows[table], around.features[table], label, centre, neighbour, mask, age, gated,
+    return View(node, keys_of(batch.event), len(around.known), table, memory.rows[table], around.features[table], label, centre, neighbour, mask, age, gated,
                 crossed, taken, votes)

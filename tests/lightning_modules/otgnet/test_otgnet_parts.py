@@ -309,7 +309,7 @@ def test_an_update_is_the_equation_computed_node_by_node():
         assert torch.allclose(passed.rows[row], new, atol=1e-6)
         hidden = e.first(torch.cat([new, view.features[place]])).relu()
         assert torch.allclose(logits[row], model.heads(hidden[None], 1)[0] + view.votes[row].log1p(), atol=1e-5)
-    assert sorted(passed.gated_label.tolist()) == [0, 1, 2]  # node 2, and both messages of the event
+    assert sorted(passed.gated.label.tolist()) == [0, 1, 2]  # node 2, and both messages of the event
 
 
 def test_a_message_passes_as_it_is_where_classes_are_the_same():
@@ -320,4 +320,4 @@ def test_a_message_passes_as_it_is_where_classes_are_the_same():
     free, _ = small([0, 0, 1, 0, 2], GateSection("none"))
     free.features, free.rows, free.votes = same.features, same.rows, same.votes
     assert torch.equal(model(same, 1)[1], model(free, 1)[1])
-    assert len(model(same, 1)[0].gated) == 0
+    assert len(model(same, 1)[0].gated.x) == 0

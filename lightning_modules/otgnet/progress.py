@@ -1,0 +1,67 @@
+"""Where a run stands in its stream: the task, the memory and what was kept of earlier tasks. Every change is saved with a checkpoint."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_modules.otgnet.memory import Memory
+
+
+@dataclass
+class Best:
+    """The weights and the memory after the pass with the best validation of a task so far."""
+
+    score: float
+    weights: dict[str, Tensor]
+    memory: Memory
+
+
+@dataclass
+class Progress:
+    """The state of a run beside weights and optimizers."""
+
+    memory: Memory
+    task: int = 0
+    finished: bool = False  # whether the task was examined
+    best: Best | None = None
+    snapshots: list[Memory] = field(default_factory=list)  # after training and validation events of each finished task
+    rows: dict[str, list[list[float]]] = field(default_factory=dict)  # "setting/memory" -> accuracy on tasks 0..T after each task T
+
+    def begin_pass(self, task: int, number: int, fresh: Memory, carry: bool) -> None:
+        """Go back to the memory that this task begins with: that of the task before, or a fresh one."""
+        if number == 0:
+            self.task, self.finished, self.best = task, False, None
+        self.memory = self.snapshots[task - 1].copy() if carry and task > 0 else fresh
+
+    def keep_if_best(self, score: float, weights: dict[str, Tensor], always: bool) -> bool:
+        """Keep weights and memory of a pass that validates better than all before it in this task."""
+        if self.best is not None and not always and not score > self.best.score:
+            return False
+        kept = {name: value.detach().clone() for name, value in weights.items()}
+        self.best = Best(score, kept, self.memory.copy())
+        return True
+
+    @property
+    def before_validation(self) -> Memory:
+        """A copy of the memory as the task's training events have left it, so far or at their best."""
+        return (self.best.memory if self.finished and self.best else self.memory).copy()
+
+    def to(self, device: torch.device) -> None:
+        self.memory = self.memory.to(device)
+        self.snapshots = [memory.to(device) for memory in self.snapshots]
+        if self.best:
+            self.best.memory = self.best.memory.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        best = self.best and {"score": self.best.score, "weights": self.best.weights, "memory": self.best.memory.state_dict()}
+        return {"memory": self.memory.state_dict(), "task": self.task, "finished": self.finished, "best": best,
+                "snapshots": [memory.state_dict() for memory in self.snapshots], "rows": self.rows}
+
+    @staticmethod
+    def of(state: dict[str, Any]) -> "Progress":
+        """Make the progress that gave `state`."""
+        best = state["best"] and Best(state["best"]["score"], state["best"]["weights"], Memory.of(state["best"]["memory"]))
+        return Progress(Memory.of(state["memory"]), state["task"], state["finished"], best,
+                        [Memory.of(memory) for memory in state["snapshots"]], {k: [[*row] for row in v] for k, v in state["rows"].items()})
