@@ -95,7 +95,7 @@ class OtgnetModule(MethodModule):
 
     def _settle(self) -> None:
         """Bring to the device what is no parameter."""
-        self.reach = Reach(self.data.config.neighbours, self.config.network.votes, self.config.gate, self.data.config.batch_size)
+        self.reach = Reach(self.config.network.neighbours, self.config.network.votes, self.config.gate, self.data.config.batch_size)
         if not hasattr(self, "exams") or self.exams.device != self.device:
             self.exams = Exams(self.data, self.reach, self.device)
         self.queue.to(self.device)

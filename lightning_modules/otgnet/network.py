@@ -18,6 +18,8 @@ class NetworkSection:
     """otgnet; tgn (memory with a GRU, no gate); tgat (attention without memory); mlp (features of a node and nothing else)"""
     hidden: int = 100
     """width of embeddings and memory"""
+    neighbours: int = 5
+    """most recent neighbours that a node attends to"""
     time_dim: int = 5
     """frequencies that encode the age of a neighbour's event"""
     classifier: int = 128
@@ -32,7 +34,7 @@ class NetworkSection:
     """recent neighbours whose training labels add to the logits, by one weight for all classes; 0: none"""
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "time_dim", "classifier"):
+        for name in ("hidden", "neighbours", "time_dim", "classifier"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
@@ -46,7 +48,7 @@ class NetworkSection:
         if self.backbone != "otgnet":
             idle["update"] = f"backbone={self.backbone} has an update of its own"
         if self.backbone == "mlp":
-            idle |= dict.fromkeys(("hidden", "time_dim", "masked"), "backbone=mlp sees no neighbours")
+            idle |= dict.fromkeys(("neighbours", "time_dim", "masked"), "backbone=mlp sees no neighbours")
         return idle
 
 
