@@ -37,8 +37,8 @@ class BottleneckSection:
                 raise ValueError(f"{name}: must be 0 or above, not {getattr(self, name)}")
 
 
-def _layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+def _layers(inputs: int, hidden: int, outputs: int, bias: bool = True) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs, bias))
 
 
 class Club(nn.Module):
@@ -69,7 +69,7 @@ class Mine(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.score = _layers(2 * width, width, 1)
+        self.score = _layers(2 * width, width, 1, bias=False)  # which would cancel out of the bound
 
     def bound(self, x: Tensor, z: Tensor, other: Tensor) -> Tensor:
         """Return I_mine of pairs x, z (n, d); `other` = z, drawn anew."""

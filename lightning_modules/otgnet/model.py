@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from lightning_modules.otgnet.bottleneck import Bottleneck
@@ -12,7 +11,7 @@ from lightning_modules.otgnet.view import View
 
 
 class OpenModel(nn.Module):
-    """logits_c = W_c h + b_c + v log(1 + votes_c): one weight v for all classes, so that what votes are worth holds for new ones."""
+    """logits_c = W_c h + b_c + v log(1 + votes_c), with one fixed weight v, so that what votes are worth holds for new classes, too."""
 
     def __init__(self, num_features: int, tasks: Sequence[Sequence[int]], num_classes: int, config: NetworkSection, frozen_heads: bool,
                  unit: float) -> None:
@@ -20,7 +19,7 @@ class OpenModel(nn.Module):
         self.encoder = TemporalNetwork(num_features, config, unit)
         self.heads = Heads(config.classifier, tasks, num_classes, frozen_heads)
         self.code = Bottleneck(config.hidden, num_classes)
-        self.vote = nn.Parameter(torch.ones(())) if config.votes else None
+        self.vote_weight = config.vote_weight if config.votes else 0.0
 
     def forward(self, view: View, opened: int) -> tuple[Passed, Tensor]:
         """Return what the encoder gives and logits (Q, C), where the first `opened` tasks are open."""
@@ -30,4 +29,4 @@ class OpenModel(nn.Module):
     def logits(self, hidden: Tensor, votes: Tensor, opened: int) -> Tensor:
         """Return logits (n, C) of hidden features (n, width) and votes (n, C)."""
         logits = self.heads(hidden, opened)
-        return logits if self.vote is None else logits + self.vote * votes.log1p()
+        return logits + self.vote_weight * votes.log1p()

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from datamodules.task_order import EventBatch
-from lightning_modules.base import MethodModule, OptimizerFactory, Table, optimizer_steps
+from lightning_modules.base import MethodModule, OptimizerFactory, optimizer_steps
 from lightning_modules.otgnet.bottleneck import Queue
 from lightning_modules.otgnet.encoding import unit_of_time
 from lightning_modules.otgnet.exams import MEMORIES, SETTINGS, Exams, accuracies
@@ -57,8 +57,8 @@ class OtgnetModule(MethodModule):
             return
         config, data = self.config, self.data
         self.seed = torch.initial_seed()  # the same on all processes
-        self.model = OpenModel(data.num_features, data.stream.tasks, data.num_classes, config.network, config.frozen_heads,
-                               unit_of_time(data.stream.t))
+        unit = unit_of_time(data.stream.t[data.events(0, "train")])
+        self.model = OpenModel(data.num_features, data.stream.tasks, data.num_classes, config.network, config.frozen_heads, unit)
         self.queue = Queue(config.bottleneck.queue, config.network.hidden)
         self.progress = Progress(self.fresh_memory())
         self.shares: Tensor | None = None

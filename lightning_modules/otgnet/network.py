@@ -31,7 +31,9 @@ class NetworkSection:
     masked: bool = True
     """leave empty neighbour slots out of the attention"""
     votes: int = 20
-    """recent neighbours whose training labels add to the logits, by one weight for all classes; 0: none"""
+    """recent neighbours whose training labels are counted and add to the logits; 0: none"""
+    vote_weight: float = 8.0
+    """what a class gains by votes, times log(1 + votes). Trained, it would fall short: on its training nodes a network needs no votes"""
 
     def __post_init__(self) -> None:
         for name in ("hidden", "neighbours", "time_dim", "classifier"):
@@ -41,10 +43,12 @@ class NetworkSection:
             raise ValueError(f"dropout: must lie in 0..1 (1 excluded), not {self.dropout}")
         if self.votes < 0:
             raise ValueError(f"votes: must be 0 or above, not {self.votes}")
+        if self.vote_weight < 0:
+            raise ValueError(f"vote_weight: must be 0 or above, not {self.vote_weight}")
 
     def without_effect(self) -> dict[str, str]:
         """Name what other backbones leave idle."""
-        idle: dict[str, str] = {}
+        idle = {} if self.votes else {"vote_weight": "votes=0 asks nobody"}
         if self.backbone != "otgnet":
             idle["update"] = f"backbone={self.backbone} has an update of its own"
         if self.backbone == "mlp":

@@ -41,6 +41,5 @@ class OtgnetModuleConfig:
 
     def without_effect(self) -> dict[str, str]:
         """Name what the preset decides."""
-        names = ("classes", "balance", "carry", "keep", "select", "frozen_heads", "network.masked", "network.votes", "bottleneck.lr",
-                 "bottleneck.estimator_lr")
+        names = ("classes", "balance", "carry", "keep", "select", "frozen_heads")
         return dict.fromkeys(names, "compat=official decides it") if self.compat == "official" else {}
