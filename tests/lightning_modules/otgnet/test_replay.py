@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import f1_score, recall_score
 
 from datamodules.otgnet import OtgnetData, OtgnetDataConfig
+from lightning_modules.otgnet.baselines import last_events, propagated
 from lightning_modules.otgnet.measures import average_forgetting, average_performance, class_accuracy, learning_accuracy, macro_f1
+from lightning_modules.otgnet.pictures import draw_course, draw_embeddings, draw_matrices
 from lightning_modules.otgnet.replay import Finished, Replay, ReplaySection, keep, link_loss
 
 
@@ -104,3 +107,33 @@ def test_class_accuracies_and_macro_f1_are_those_of_sklearn():
     ours = class_accuracy(predicted, label, 5)
     assert ours[:3].tolist() == pytest.approx((100 * recall_score(label, predicted, average=None, labels=[0, 1, 2])).tolist(), rel=1e-5)
     assert ours[3:].isnan().all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_label_propagation_counts_the_labelled_neighbours_before_an_event(seed):
+    generator = torch.Generator().manual_seed(seed)
+    src, dst = torch.randint(9, (2, 60), generator=generator)
+    known = torch.randint(-1, 3, (9,), generator=generator)
+    visible = (torch.rand(60, generator=generator) < 0.8).nonzero().view(-1)
+    nodes, before = torch.tensor([1, 4, 7]), torch.randint(60, (3,), generator=generator)
+    usual = [int((known == kind).sum()) for kind in range(3)]
+    wanted = []
+    for node, limit in zip(nodes.tolist(), before.tolist()):
+        votes = [0, 0, 0]
+        for event in visible.tolist():
+            for own, other in ((int(src[event]), int(dst[event])), (int(dst[event]), int(src[event]))):
+                if event < limit and own == node and other != node and known[other] >= 0:
+                    votes[int(known[other])] += 1
+        wanted.append(votes.index(max(votes)) if any(votes) else usual.index(max(usual)))
+    assert propagated(src, dst, visible, known, nodes, before, 3).tolist() == wanted
+    latest = last_events(src, dst, visible, nodes, 9).tolist()
+    assert latest == [max(e for e in visible.tolist() if node in (int(src[e]), int(dst[e]))) for node in nodes.tolist()]
+
+
+def test_pictures_are_drawn_of_one_task_and_of_several(tmp_path):
+    for matrix in ([[50.0]], [[90.0], [70.0, 80.0]]):
+        paths = [draw_matrices(tmp_path, {"class_il": matrix, "task_il": matrix}), draw_course(tmp_path, {"class_il": matrix}),
+                 draw_embeddings(tmp_path, torch.randn(20, 5), torch.arange(20) % 3, ["a", "b", "c"], old=1)]
+        for path in paths:
+            assert len(Image.open(path).convert("L").getcolors()) > 20
+            path.unlink()
