@@ -4,7 +4,7 @@ One epoch of Lightning is the whole run, so its length is known and a single int
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,8 +29,7 @@ class EventBatch:
 
     def to(self, device: torch.device | str, **_: Any) -> "EventBatch":
         """Return the batch on a device."""
-        moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **moved)
+        return replace(self, event=self.event.to(device), src=self.src.to(device), dst=self.dst.to(device), t=self.t.to(device))
 
     def share(self, rank: int, processes: int) -> "EventBatch":
         """Return the consecutive part of the events that one of several processes takes; parts differ by one event at most."""
@@ -57,7 +56,7 @@ class TaskLoader:
         self.position = 0  # batches handed out
         for task, own in enumerate(self.events):
             if not len(own):
-                raise DataError(f"data: task {task} has no training events; lower the shares of data.splits, or merge its window with another")
+                raise DataError(f"data: task {task} has no training events; lower data.valid and data.test, or merge its window")
         self.counts = [-(-len(own) // batch_size) for own in self.events]  # batches of one pass
 
     def __len__(self) -> int:

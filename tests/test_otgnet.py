@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 
+from lightning_modules.otgnet.walk import walk
 from pipelines.build import build
 from pipelines.config import compose
 from pipelines.runs import steps_saved
@@ -92,9 +93,8 @@ def test_outputs_at_an_event_do_not_notice_that_all_later_ones_are_gone():
             around.neighbours.neighbour[later] = 0
             around.neighbours.event[later] = 0
         memory = module.progress.before_validation
-        from lightning_modules.otgnet.walk import walk
-
-        found.append((walk(module.model, around, memory, first, torch.arange(exams.data.num_nodes), exams.label, task + 1, exams.reach), memory))
+        everyone = torch.arange(exams.data.num_nodes)
+        found.append((walk(module.model, around, memory, first, everyone, exams.label, task + 1, exams.reach), memory))
     assert torch.equal(found[0][0].logits, found[1][0].logits)
     assert torch.equal(found[0][1].rows, found[1][1].rows)
 
@@ -104,7 +104,8 @@ SWITCHES = {
     "own": ["module.network.update=own"], "no gate": ["module.gate.where=none"], "neighbours only": ["module.gate.where=neighbours"],
     "no votes": ["module.network.votes=0"], "unmasked": ["module.network.masked=false"], "task": ["module.classes=task"],
     "both": ["module.classes=both"], "no balance": ["module.balance=false"], "fresh memory": ["module.carry=false"],
-    "frozen heads": ["module.frozen_heads=true"], "official": ["module.compat=official"], "small queue": ["module.bottleneck.queue=32"], "weak votes": ["module.network.vote_weight=1"],
+    "frozen heads": ["module.frozen_heads=true"], "official": ["module.compat=official"], "small queue": ["module.bottleneck.queue=32"],
+    "weak votes": ["module.network.vote_weight=1"],
 }
 
 
@@ -125,7 +126,8 @@ def test_a_stream_of_fewer_tasks_hands_its_state_on_without_the_classes_to_come(
 
 
 @pytest.mark.parametrize(("words", "line"), [
-    (["trainer.max_epochs=2"], "trainer.max_epochs: must be 1, the whole stream once, not 2; data.passes says how often each task is passed over"),
+    (["trainer.max_epochs=2"],
+     "trainer.max_epochs: must be 1, the whole stream once, not 2; data.passes says how often each task is passed over"),
     (["trainer.max_steps=5000"], "trainer.max_steps: must be at most "),
     (["module.network.dropout=1"], "module.network.dropout: must lie in 0..1 (1 excluded), not 1.0"),
     (["trainer.gradient_clip_val=1"],

@@ -22,6 +22,7 @@ class Heads(nn.Module):
         self.bias = nn.ParameterList([layer.bias for layer in layers])
         if frozen:
             self.requires_grad_(False)
+        self.num_classes = num_classes
         task_of = torch.full((num_classes,), len(tasks), dtype=torch.int64)  # a class that no task opens never does
         for task, classes in enumerate(tasks):
             task_of[list(classes)] = task
@@ -30,11 +31,20 @@ class Heads(nn.Module):
 
     def forward(self, x: Tensor, opened: int) -> Tensor:
         """Return logits (n, C) of hidden features (n, width), by class id, where the first `opened` tasks are open."""
-        assert isinstance(self.task_of, Tensor)
+        weight, bias = self.by_class()
+        return F.linear(x, weight, bias).masked_fill(~self.opened(opened), CLOSED)
+
+    def by_class(self) -> tuple[Tensor, Tensor]:
+        """Return all weights (C, width) and biases (C,) by class id, zero for a class that no task opens."""
         assert isinstance(self.columns, Tensor)
-        found = F.linear(x, torch.cat(list(self.weight)), torch.cat(list(self.bias)))
-        logits = found.new_zeros(len(x), len(self.task_of)).index_copy(1, self.columns, found)
-        return logits.masked_fill(self.task_of >= opened, CLOSED)
+        weight, bias = torch.cat(list(self.weight)), torch.cat(list(self.bias))
+        return (weight.new_zeros(self.num_classes, weight.shape[1]).index_copy(0, self.columns, weight),
+                bias.new_zeros(self.num_classes).index_copy(0, self.columns, bias))
+
+    def opened(self, tasks: int) -> Tensor:
+        """Tell which classes are open after the first `tasks` tasks, (C,) bool."""
+        assert isinstance(self.task_of, Tensor)
+        return self.task_of < tasks
 
     def within_task(self, logits: Tensor, label: Tensor) -> Tensor:
         """Close all classes but those of each label's own task: logits (n, C), label (n,)."""

@@ -11,15 +11,15 @@ the same on all processes: each passes its part of the batch, and the rows are s
 """
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.task_order import EventBatch
 from lightning_modules.base import MethodModule, OptimizerFactory, optimizer_steps
+from lightning_modules.optim.adamw import AdamW, AdamWConfig
 from lightning_modules.otgnet.bottleneck import Queue
 from lightning_modules.otgnet.encoding import unit_of_time
 from lightning_modules.otgnet.exams import MEMORIES, SETTINGS, Exams, accuracies
@@ -28,10 +28,10 @@ from lightning_modules.otgnet.memory import Memory
 from lightning_modules.otgnet.model import OpenModel
 from lightning_modules.otgnet.network import HeldBack
 from lightning_modules.otgnet.progress import Progress
+from lightning_modules.otgnet.review import Review, choose
 from lightning_modules.otgnet.settings import OtgnetModuleConfig
 from lightning_modules.otgnet.view import View, look
 from lightning_modules.otgnet.walk import Reach
-from lightning_modules.optim.adamw import AdamW, AdamWConfig
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,9 @@ class OtgnetModule(MethodModule):
         super().__init__(config.settled(), optimizer)
         self.automatic_optimization = False
         self.model: OpenModel | None = None  # made in configure_model, when the data knows its classes
+        self.shares: Tensor | None = None  # of each class among what is trained on in this task, (C,)
+        self.review: Review | None = None  # of the tasks before this one
+        self.exams: Any = None  # made when the device is known
 
     # -- building ----------------------------------------------------------------------------------------------------------------
 
@@ -61,7 +64,6 @@ class OtgnetModule(MethodModule):
         self.model = OpenModel(data.num_features, data.stream.tasks, data.num_classes, config.network, config.frozen_heads, unit)
         self.queue = Queue(config.bottleneck.queue, config.network.hidden)
         self.progress = Progress(self.fresh_memory())
-        self.shares: Tensor | None = None
 
     def fresh_memory(self) -> Memory:
         return Memory.fresh(self.data.num_nodes, self.config.network.hidden, self.seed % 2**31).to(self.device)
@@ -96,7 +98,7 @@ class OtgnetModule(MethodModule):
     def _settle(self) -> None:
         """Bring to the device what is no parameter."""
         self.reach = Reach(self.config.network.neighbours, self.config.network.votes, self.config.gate, self.data.config.batch_size)
-        if not hasattr(self, "exams") or self.exams.device != self.device:
+        if self.exams is None or self.exams.device != self.device:
             self.exams = Exams(self.data, self.reach, self.device)
         self.queue.to(self.device)
         self.progress.to(self.device)
@@ -117,13 +119,17 @@ class OtgnetModule(MethodModule):
         if batch.first:
             self.progress.begin_pass(batch.task, batch.number, self.fresh_memory(), self.config.carry)
         if batch.first or self.shares is None:
-            self.shares = self._class_shares(batch.task)
+            self._prepare(batch.task)
 
-    def _class_shares(self, task: int) -> Tensor:
-        """Return how often training sees each class in this task, (C,)."""
-        events = self.exams.events(self.data.events(task, "train"))
-        known = self.exams.around(task, "train", task).known
-        return class_shares(known[torch.cat([events.src, events.dst])], self.data.num_classes)
+    def _prepare(self, task: int) -> None:
+        """Lay out the review of earlier tasks, and find how often training sees each class."""
+        section, progress = self.config.replay, self.progress
+        events, known = self.exams.events(self.data.events(task, "train")), self.exams.around(task, "train", task).known
+        shares = class_shares(known[torch.cat([events.src, events.dst])], self.data.num_classes)
+        self.review = Review(progress.replay, self.exams, progress.snapshots, task, section)
+        if self.review:
+            shares = (1 - section.weight) * shares + section.weight * self.review.shares(self.data.num_classes)
+        self.shares = shares
 
     def training_step(self, batch: EventBatch, batch_idx: int) -> None:
         around = self.exams.around(batch.task, "train", batch.task)
@@ -132,6 +138,9 @@ class OtgnetModule(MethodModule):
                     self.reach.votes, self.config.gate)
         passed, logits = self.learner(view, batch.task + 1)
         loss = self._mean_over_all(self._losses(logits, around.known[view.node]), around.known[torch.cat([batch.src, batch.dst])])
+        if self.review:
+            again, links = self._reviewed(self.review, batch.task, generator)
+            loss = (1 - self.config.replay.weight) * loss + self.config.replay.weight * again + self.config.replay.links * links
         total = loss + self._code_losses(batch, generator)
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=1)
         self.log("train/gated", view.gated_share, sync_dist=True, batch_size=1)
@@ -140,6 +149,17 @@ class OtgnetModule(MethodModule):
         self.manual_backward(total)
         self._update(learnt=len(self.queue) > 0, estimators=batch.number < self.config.bottleneck.estimator_passes)
         self._remember(batch, view, passed.rows.detach(), passed.gated)
+
+    def _reviewed(self, review: Review, task: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the mean classification loss of a draw of replayed events, the same on all processes, and their link loss."""
+        view = review.look(generator)
+        passed, logits = self.learner(view, task + 1)
+        label = review.around.known[view.node]
+        again = self._losses(logits, label).sum() / (label >= 0).sum().clamp(min=1)
+        links = review.link_loss(view, passed.rows) if self.config.replay.links else torch.zeros_like(again)
+        self.log("train/replay", again.detach(), sync_dist=True, batch_size=1)
+        self.log("train/links", links.detach(), sync_dist=True, batch_size=1)
+        return again, links
 
     def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
         return classification(logits, label, self.learner.heads, self.config.classes, self.shares if self.config.balance else None)
@@ -153,7 +173,7 @@ class OtgnetModule(MethodModule):
         if not len(self.queue):
             return torch.zeros((), device=self.device)
         x, label = self.queue.sample(self.config.bottleneck.sample, generator)
-        opened = self.learner.heads.task_of <= batch.task
+        opened = self.learner.heads.opened(batch.task + 1)
         bounds = self.learner.code.bounds(x, label, opened, self.config.bottleneck.beta, generator)
         self.log("train/club", bounds.club, sync_dist=True, batch_size=1)
         self.log("train/mine", bounds.mine, sync_dist=True, batch_size=1)
@@ -161,7 +181,9 @@ class OtgnetModule(MethodModule):
 
     def _update(self, learnt: bool, estimators: bool) -> None:
         """Step the optimizers that have something to learn; Lightning counts the first only."""
-        first, *others = self.optimizers()  # type: ignore[misc]
+        optimizers = self.optimizers()
+        assert isinstance(optimizers, list)
+        first, *others = optimizers
         for other, steps in zip(others, (learnt, learnt and estimators, learnt and estimators)):
             if steps:
                 self.trainer.strategy.optimizer_step(other.optimizer, lambda: None)
@@ -207,7 +229,8 @@ class OtgnetModule(MethodModule):
         progress = self.progress
         assert progress.best is not None
         self.learner.load_state_dict(progress.best.weights)
-        after = progress.best.memory.copy()
+        before, after = progress.beginning(task, self.fresh_memory(), self.config.carry), progress.best.memory.copy()
+        progress.replay.tasks.append(choose(self.learner, self.exams, task, before, after, self.config.replay, self.seed))
         self.exams.walk(self.learner, task, "valid", after, task)
         progress.snapshots.append(after)
         progress.finished = True

@@ -58,9 +58,10 @@ class NetworkSection:
 
 @dataclass
 class Passed:
-    """What a forward pass gives: rows (Q, d), hidden features (Q, classifier), and what the gate held back."""
+    """What a forward pass gives: rows (Q, d), what the classifier reads (Q, in), its hidden features (Q, classifier), what was gated."""
 
     rows: Tensor
+    inputs: Tensor
     hidden: Tensor
     gated: "HeldBack"
 
@@ -119,7 +120,8 @@ class TemporalNetwork(nn.Module):
         rows = view.rows[view.centre]
         if not self.sees_neighbours:
             none = view.label.new_zeros(0)
-            return Passed(rows, self.classify(view.features[view.centre]), HeldBack(rows[:0], none, none))
+            inputs = view.features[view.centre]
+            return Passed(rows, inputs, self.classify(inputs), HeldBack(rows[:0], none, none))
         remembered = view.rows if self.remembers else torch.zeros_like(view.rows)
         u = self.project(torch.cat([remembered, view.features], -1))  # (U, d)
         messages, behind = self._messages(view, u, code)
@@ -130,7 +132,8 @@ class TemporalNetwork(nn.Module):
         rows = self._updated(view, rows, u, messages)
         gated = HeldBack(torch.cat([u[behind].detach(), held_back]), torch.cat([view.label[behind], view.taken[crossed]]),
                          torch.cat([view.table[behind], view.num_nodes + view.key[crossed]]))
-        return Passed(rows, self.classify(torch.cat([rows, view.features[view.centre]], -1)), gated)
+        inputs = torch.cat([rows, view.features[view.centre]], -1)
+        return Passed(rows, inputs, self.classify(inputs), gated)
 
     def _messages(self, view: View, u: Tensor, code: Bottleneck) -> tuple[Tensor, Tensor]:
         """Attend to the neighbours: m (Q, d). Those of another class come as their code; their places (G,) are returned, too."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.otgnet.memory import Memory
+from lightning_modules.otgnet.replay import Replay
 
 
 @dataclass
@@ -27,13 +28,18 @@ class Progress:
     finished: bool = False  # whether the task was examined
     best: Best | None = None
     snapshots: list[Memory] = field(default_factory=list)  # after training and validation events of each finished task
+    replay: Replay = field(default_factory=Replay)
     rows: dict[str, list[list[float]]] = field(default_factory=dict)  # "setting/memory" -> accuracy on tasks 0..T after each task T
 
     def begin_pass(self, task: int, number: int, fresh: Memory, carry: bool) -> None:
         """Go back to the memory that this task begins with: that of the task before, or a fresh one."""
         if number == 0:
             self.task, self.finished, self.best = task, False, None
-        self.memory = self.snapshots[task - 1].copy() if carry and task > 0 else fresh
+        self.memory = self.beginning(task, fresh, carry)
+
+    def beginning(self, task: int, fresh: Memory, carry: bool) -> Memory:
+        """Return the memory with which each pass over a task begins: a fresh one, or what the last task left."""
+        return self.snapshots[task - 1].copy() if carry and task > 0 else fresh
 
     def keep_if_best(self, score: float, weights: dict[str, Tensor], always: bool) -> bool:
         """Keep weights and memory of a pass that validates better than all before it in this task."""
@@ -57,11 +63,12 @@ class Progress:
     def state_dict(self) -> dict[str, Any]:
         best = self.best and {"score": self.best.score, "weights": self.best.weights, "memory": self.best.memory.state_dict()}
         return {"memory": self.memory.state_dict(), "task": self.task, "finished": self.finished, "best": best,
-                "snapshots": [memory.state_dict() for memory in self.snapshots], "rows": self.rows}
+                "snapshots": [memory.state_dict() for memory in self.snapshots], "replay": self.replay.state_dict(), "rows": self.rows}
 
     @staticmethod
     def of(state: dict[str, Any]) -> "Progress":
         """Make the progress that gave `state`."""
         best = state["best"] and Best(state["best"]["score"], state["best"]["weights"], Memory.of(state["best"]["memory"]))
-        return Progress(Memory.of(state["memory"]), state["task"], state["finished"], best,
-                        [Memory.of(memory) for memory in state["snapshots"]], {k: [[*row] for row in v] for k, v in state["rows"].items()})
+        rows = {name: [[*row] for row in matrix] for name, matrix in state["rows"].items()}
+        snapshots = [Memory.of(memory) for memory in state["snapshots"]]
+        return Progress(Memory.of(state["memory"]), state["task"], state["finished"], best, snapshots, Replay.of(state["replay"]), rows)

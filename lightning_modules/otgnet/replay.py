@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_modules.otgnet.influence import Curvature
 from lightning_modules.otgnet.selection import greedy, herding, radius_of, to_unit
 from lightning_modules.otgnet.triads import Triads, closed_triads, open_triads
 
@@ -31,7 +30,7 @@ class ReplaySection:
     """share of replayed events in the loss"""
     links: float = 0.5
     """weight of the link loss on pairs of kept triads, rho; 0: no link loss"""
-    importance: Curvature | Literal["none"] = "cg"
+    importance: Literal["gradient", "lissa", "cg", "none"] = "cg"
     """how a sample's worth takes curvature into account; none: all are worth the same"""
     helpful: bool = True
     """keep what lowers the mean loss when it weighs more; false: the public code's opposite sign"""

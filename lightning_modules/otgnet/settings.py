@@ -6,6 +6,7 @@ from typing import Literal
 from lightning_modules.otgnet.bottleneck import BottleneckSection
 from lightning_modules.otgnet.gate import GateSection
 from lightning_modules.otgnet.network import NetworkSection
+from lightning_modules.otgnet.replay import ReplaySection
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class OtgnetModuleConfig:
     """what passes between classes"""
     bottleneck: BottleneckSection = field(default_factory=BottleneckSection)
     """how the class-agnostic code learns"""
+    replay: ReplaySection = field(default_factory=ReplaySection)
+    """what is kept of finished tasks, and how it is trained on again"""
     classes: Literal["open", "task", "both"] = "open"
     """what a label competes with in the loss: all open classes, those of its own task, or the mean of both losses"""
     balance: bool = True
@@ -30,14 +33,16 @@ class OtgnetModuleConfig:
     """never train the heads"""
     compat: Literal["none", "official"] = "none"
     """official: the public code's choices. Heads are never trained and compete within a task only, empty slots take part in the attention,
-    no votes, no balance, memory starts anew in each task, the code learns as fast as its estimators"""
+    no votes, no balance, memory starts anew in each task, the code learns as fast as its estimators; triads are kept by the plain product
+    of gradients, with the opposite sign"""
 
     def settled(self) -> "OtgnetModuleConfig":
         """Return the settings with the preset in force."""
         if self.compat == "none":
             return self
         return replace(self, network=replace(self.network, masked=False, votes=0), classes="task", balance=False, carry=False, keep="best",
-                       select="task_il", frozen_heads=True, bottleneck=replace(self.bottleneck, lr=0.005, estimator_lr=0.005))
+                       select="task_il", frozen_heads=True, bottleneck=replace(self.bottleneck, lr=0.005, estimator_lr=0.005),
+                       replay=replace(self.replay, importance="gradient", helpful=False))
 
     def without_effect(self) -> dict[str, str]:
         """Name what the preset decides."""

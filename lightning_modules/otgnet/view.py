@@ -73,5 +73,5 @@ def look(batch: EventBatch, around: Surroundings, memory: Memory, n: int, asked:
         gated = torch.zeros_like(gated)
     if gate.where in ("neighbours", "none"):
         crossed = torch.zeros_like(crossed)
-    return View(node, keys_of(batch.event), len(around.known), table, memory.rows[table], around.features[table], label, centre, neighbour, mask, age, gated,
-                crossed, taken, votes)
+    return View(node, keys_of(batch.event), len(around.known), table, memory.rows[table], around.features[table], label, centre, neighbour,
+                mask, age, gated, crossed, taken, votes)

@@ -42,7 +42,7 @@ def test_a_loader_goes_on_where_another_stood():
 
 
 def test_another_batch_size_is_refused_where_a_run_goes_on():
-    with pytest.raises(DataError, match="data.passes: the checkpoint was made with 2 passes of"):
+    with pytest.raises(DataError, match=r"data\.passes: the checkpoint was made with 2 passes of"):
         loader(batch_size=4).load_state_dict(loader().state_dict())
 
 

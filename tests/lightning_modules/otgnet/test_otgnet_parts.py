@@ -70,8 +70,9 @@ def test_a_loop_at_one_node_keeps_the_row_of_its_destination():
 def attention_of(masked=True):
     made = NeighbourAttention(2, 1, 0.0, masked)
     with torch.no_grad():
-        for layer, weight in ((made.key, [[1.0, 0.0], [0.0, 2.0]]), (made.query, [[1.0, 1.0], [0.0, 1.0]]), (made.key_time, [[0.5], [0.0]])):
-            layer.weight.copy_(torch.tensor(weight))
+        made.key.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        made.query.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+        made.key_time.weight.copy_(torch.tensor([[0.5], [0.0]]))
         made.score.copy_(torch.tensor([[1.0, -1.0], [2.0, 1.0]]))
     return made
 
