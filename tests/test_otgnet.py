@@ -36,11 +36,14 @@ def fitted(*words, change=None):
 
 
 def scramble(*parts):
-    """Give all nodes of some parts other labels."""
+    """Give all nodes of some parts the label of another class that the same task opens."""
 
     def change(data):
+        other = torch.arange(data.num_classes)
+        for classes in data.stream.tasks:
+            other[classes] = torch.tensor(classes).roll(1)
         held = sum(data.node_part == part for part in parts).bool()
-        data.stream.label[held] = data.stream.label[held].flip(0)
+        data.stream.label[held] = other[data.stream.label[held]]
 
     return change
 

@@ -60,6 +60,10 @@ class Exams:
         return walk(model, self.around(task, part, seen), memory, self.events(self.data.events(task, part)), scored, self.label,
                     seen + 1, self.reach)
 
+    def visible_events(self, task: int, part: str) -> Tensor:
+        """List the places (V,) of the events that a part of a task may look back at."""
+        return self.data.visible(task, part).event.unique()
+
     def tests(self, model: OpenModel, snapshots: list[Memory], kind: str) -> list[Found]:
         """Test all tasks that have been learnt: each from the memory that was kept of its own end, or all from the newest one."""
         seen = len(snapshots) - 1

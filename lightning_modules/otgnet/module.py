@@ -11,6 +11,7 @@ the same on all processes: each passes its part of the batch, and the rows are s
 """
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from torch import Tensor
 from datamodules.task_order import EventBatch
 from lightning_modules.base import MethodModule, OptimizerFactory, optimizer_steps
 from lightning_modules.optim.adamw import AdamW, AdamWConfig
+from lightning_modules.otgnet import report
 from lightning_modules.otgnet.bottleneck import Queue
 from lightning_modules.otgnet.encoding import unit_of_time
-from lightning_modules.otgnet.exams import MEMORIES, SETTINGS, Exams, accuracies
+from lightning_modules.otgnet.exams import MEMORIES, Exams, accuracies
 from lightning_modules.otgnet.losses import class_shares, classification
+from lightning_modules.otgnet.measures import Matrix
 from lightning_modules.otgnet.memory import Memory
 from lightning_modules.otgnet.model import OpenModel
 from lightning_modules.otgnet.network import HeldBack
@@ -31,7 +34,7 @@ from lightning_modules.otgnet.progress import Progress
 from lightning_modules.otgnet.review import Review, choose
 from lightning_modules.otgnet.settings import OtgnetModuleConfig
 from lightning_modules.otgnet.view import View, look
-from lightning_modules.otgnet.walk import Reach
+from lightning_modules.otgnet.walk import Found, Reach
 
 log = logging.getLogger(__name__)
 
@@ -234,17 +237,14 @@ class OtgnetModule(MethodModule):
         self.exams.walk(self.learner, task, "valid", after, task)
         progress.snapshots.append(after)
         progress.finished = True
-        for name, row in self.test_row().items():
+        for name, row in report.scores(self.tests(), self.learner.heads).items():
             progress.rows.setdefault(name, []).append(row)
-            log.info("after task %d, %s: %s", task, name, "  ".join(f"{value:.1f}" for value in row))
+            if name.endswith("snapshot"):
+                log.info("after task %d, %-8s of tasks 0..%d: %s", task, name.partition("/")[0], task, "  ".join(f"{v:.1f}" for v in row))
 
-    def test_row(self) -> dict[str, list[float]]:
-        """Test every task so far with the present weights, by setting and memory."""
-        found: dict[str, list[float]] = {}
-        for kind in MEMORIES:
-            scores = [accuracies(f, self.learner.heads) for f in self.exams.tests(self.learner, self.progress.snapshots, kind)]
-            found |= {f"{setting}/{kind}": [getattr(score, setting) for score in scores] for setting in SETTINGS}
-        return found
+    def tests(self) -> dict[str, list[Found]]:
+        """Test every task so far with the present weights, by memory."""
+        return {kind: self.exams.tests(self.learner, self.progress.snapshots, kind) for kind in MEMORIES}
 
     # -- validation --------------------------------------------------------------------------------------------------------------
 
@@ -257,6 +257,32 @@ class OtgnetModule(MethodModule):
             self.log("val/loss", found.loss(), prog_bar=True, batch_size=1)
             self.log("val/task_il", scores.task_il, batch_size=1)
             self.log("val/class_il", scores.class_il, batch_size=1)
+        if self.progress.finished:
+            self._report(task)
+
+    def _report(self, task: int) -> None:
+        """Test again, with the weights as they are, and lay out what the run has come to."""
+        tests, heads = self.tests(), self.learner.heads
+        rows, voted = report.with_last(self.progress.rows, report.scores(tests, heads)), report.vote(self.exams, task)
+        for name, value in report.figures(rows, tests["snapshot"], voted, heads).items():
+            self.log(name, value, batch_size=1)
+        self.tables = report.tables(rows, tests["snapshot"], voted, self.data.stream.names, heads)
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """Draw the matrices, AP and AF over tasks, and the memory of the test nodes once the last finished task was learnt."""
+        from lightning_modules.otgnet import pictures  # plotting takes long to import
+
+        progress = self.progress
+        if not progress.snapshots:
+            return []
+        tested, memory = [], progress.snapshots[-1].copy()
+        for task in range(len(progress.snapshots)):
+            tested.append(self.exams.walk(self.learner, task, "test", memory, len(progress.snapshots) - 1))
+        old = sum(len(self.data.classes_of(task)) for task in range(len(progress.snapshots) - 1))
+        nodes = torch.cat([f.node for f in tested])
+        matrices: dict[str, Matrix] = {**progress.rows}
+        return [pictures.draw_matrices(folder, matrices), pictures.draw_course(folder, matrices),
+                pictures.draw_embeddings(folder, memory.rows[nodes], self.exams.label[nodes], self.data.stream.names, old)]
 
     # -- checkpoints -------------------------------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ class View:
     gated: Tensor  # (Q, n) bool, neighbours of another class
     crossed: Tensor  # (B,) bool, events between classes
     taken: Tensor  # (Q,) int64 class that each centre is taken for, -1 unknown
-    votes: Tensor  # (Q, C) labelled neighbours of each class
+    votes: Tensor  # (Q, C) labelled neighbours of each class, the other end of the event included
 
     @property
     def gated_share(self) -> Tensor:
@@ -60,6 +60,8 @@ def look(batch: EventBatch, around: Surroundings, memory: Memory, n: int, asked:
     found = torch.where(there, found, node[:, None])
     voters = torch.where(there, around.known[found], -1)[:, most - asked:]
     votes = count_votes(voters, around.num_classes)
+    other = torch.cat([batch.dst, batch.src])
+    partner = torch.where(other != node, around.known[other], -1)[:, None]
     near, mask = found[:, most - n:], there[:, most - n:]
     age = torch.where(mask, t[:, None] - around.t[at[:, most - n:].clamp(min=0)], 0)
     table, place = torch.unique(torch.cat([node, near.flatten()]), return_inverse=True)
@@ -74,4 +76,4 @@ def look(batch: EventBatch, around: Surroundings, memory: Memory, n: int, asked:
     if gate.where in ("neighbours", "none"):
         crossed = torch.zeros_like(crossed)
     return View(node, keys_of(batch.event), len(around.known), table, memory.rows[table], around.features[table], label, centre, neighbour,
-                mask, age, gated, crossed, taken, votes)
+                mask, age, gated, crossed, taken, votes + count_votes(partner, around.num_classes))

@@ -258,7 +258,7 @@ def test_a_view_holds_the_most_recent_neighbours_their_ages_and_what_is_gated():
     assert view.mask.tolist() == [[True, True], [False, False]]
     assert view.gated.tolist() == [[True, False], [False, False]]
     assert view.crossed.tolist() == [True]
-    assert view.votes.tolist() == [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    assert view.votes.tolist() == [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]  # each end votes for the other
     assert float(view.gated_share) == 0.5
 
 
