@@ -76,7 +76,8 @@ class Division:
 
     def scored(self, task: int, part: Part) -> Tensor:
         """Return the nodes of a part that arrive in a task with a class that it opens, ascending."""
-        own = (self.node_part == PARTS.index(part)) & (self.arrival == task) & (self.stream.class_task[self.stream.label.clamp(min=0)] == task)
+        opened_by = self.stream.class_task[self.stream.label.clamp(min=0)]
+        own = (self.node_part == PARTS.index(part)) & (self.arrival == task) & (opened_by == task)
         ends = self.events(task, part)
         met = torch.zeros(self.stream.num_nodes, dtype=torch.bool)
         met[self.stream.src[ends]] = met[self.stream.dst[ends]] = True
