@@ -71,11 +71,15 @@ class OtgnetDataConfig:
 
 
 class OtgnetData(L.LightningDataModule):
-    """A stream cut into tasks. Training walks through them in order (`task_order.TaskLoader`); the module walks the held-out parts."""
+    """A stream cut into tasks. Training walks through them in order (`task_order.TaskLoader`); the module walks the held-out parts.
 
-    def __init__(self, config: OtgnetDataConfig) -> None:
+    `stream`: one that is in memory already, in place of the source that `config` names.
+    """
+
+    def __init__(self, config: OtgnetDataConfig, stream: TemporalStream | None = None) -> None:
         super().__init__()
         self.config = config
+        self._given = stream
         self._division: Division | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -83,7 +87,7 @@ class OtgnetData(L.LightningDataModule):
         if self._division is not None:
             return
         config = self.config
-        stream = self._read()
+        stream = self._given or self._read()
         present = torch.zeros(stream.num_nodes, dtype=torch.bool)
         own = stream.task >= 0
         present[stream.src[own]] = present[stream.dst[own]] = True
