@@ -161,6 +161,9 @@ def test_a_run_broken_off_inside_the_third_task_reaches_the_same_matrix(here, tm
     done = here(*[word.replace("=whole", "=broken") for word in words], "run.resume=auto")
     assert done.returncode == 0, done.stderr
     assert "resumed at step" in done.stdout
+    tested = [line for line in done.stdout.splitlines() if line.startswith(("test/", "val/"))]
+    assert len(tested) == 16
+    assert [line for line in here("evaluate", f"run={broken}").stdout.splitlines() if line.startswith(("test/", "val/"))] == tested
     assert len(saved(whole)["otgnet"]["progress"]["snapshots"]) == 4
     assert_same(saved(whole)["state_dict"], saved(broken)["state_dict"])
     assert_same(saved(whole)["otgnet"], saved(broken)["otgnet"])
