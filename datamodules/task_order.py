@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_dataclass
 
 from datamodules.rows import DataError
 
@@ -43,6 +44,9 @@ class EventBatch:
 
     def __len__(self) -> int:
         return len(self.event)
+
+
+register_dataclass(EventBatch)  # what counts the rows of a batch looks for its first tensor
 
 
 class TaskLoader:

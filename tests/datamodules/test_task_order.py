@@ -5,6 +5,7 @@ import torch
 
 from datamodules.rows import DataError
 from datamodules.task_order import TaskLoader
+from pipelines.callbacks import size_of
 
 
 def loader(batch_size=3, passes=2, sizes=(7, 2)):
@@ -49,6 +50,10 @@ def test_another_batch_size_is_refused_where_a_run_goes_on():
 def test_a_task_without_training_events_is_refused():
     with pytest.raises(DataError, match="task 1 has no training events"):
         loader(sizes=(3, 0))
+
+
+def test_throughput_counts_the_events_of_a_batch():
+    assert size_of(loader(batch_size=7).batch(0)) == (7, 7)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4, 9])
