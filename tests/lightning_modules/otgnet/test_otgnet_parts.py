@@ -11,9 +11,10 @@ from lightning_modules.otgnet.bottleneck import Bottleneck, Club, Mine, Queue
 from lightning_modules.otgnet.encoding import TimeEncoding, unit_of_time
 from lightning_modules.otgnet.gate import GateSection, count_votes, differ, taken_class
 from lightning_modules.otgnet.heads import Heads
+from lightning_modules.otgnet.losses import class_shares, classification
 from lightning_modules.otgnet.memory import Memory, is_last, keys_of
 from lightning_modules.otgnet.model import OpenModel
-from lightning_modules.otgnet.network import NetworkSection
+from lightning_modules.otgnet.network import HeldBack, NetworkSection
 from lightning_modules.otgnet.view import Surroundings, look
 
 
@@ -225,6 +226,33 @@ def test_within_its_task_a_label_competes_with_its_siblings_only():
     heads = Heads(3, [[4, 0], [2, 1]], 5)
     found = heads.within_task(torch.zeros(2, 5), torch.tensor([0, 1]))
     assert found.isinf().tolist() == [[False, True, True, True, False], [True, False, False, True, True]]
+
+
+def test_a_label_competes_with_open_classes_or_its_siblings_held_against_how_often_each_comes():
+    heads, logits = Heads(3, [[0, 1], [2]], 4), torch.tensor([[1.0, 0.0, 2.0, -math.inf], [0.5, 0.0, 0.0, -math.inf]])
+    label, shares = torch.tensor([0, -1]), torch.tensor([0.5, 0.25, 0.25, 0.0])
+    e = math.exp
+    among = -math.log(e(1) / (e(1) + e(0) + e(2)))
+    siblings = -math.log(e(1) / (e(1) + e(0)))
+    assert classification(logits, label, heads, "open", None).tolist() == pytest.approx([among, 0.0], rel=1e-5)
+    assert classification(logits, label, heads, "task", None).tolist() == pytest.approx([siblings, 0.0], rel=1e-5)
+    assert classification(logits, label, heads, "both", None).tolist() == pytest.approx([(among + siblings) / 2, 0.0], rel=1e-5)
+    raised = -math.log(0.5 * e(1) / (0.5 * e(1) + 0.25 * e(0) + 0.25 * e(2)))
+    assert classification(logits, label, heads, "open", shares).tolist() == pytest.approx([raised, 0.0], rel=1e-5)
+
+
+def test_shares_count_known_labels_only():
+    assert class_shares(torch.tensor([2, 0, -1, 2, 2]), 4).tolist() == [0.25, 0.0, 0.75, 0.0]
+    assert class_shares(torch.tensor([-1]), 2).tolist() == [0.0, 0.0]
+
+
+def test_what_processes_held_back_is_put_into_one_order_without_doubles():
+    parts = [HeldBack(torch.tensor([[5.0], [9.0]]), torch.tensor([1, 2]), torch.tensor([5, 9])),
+             HeldBack(torch.tensor([[3.0], [5.0]]), torch.tensor([0, 1]), torch.tensor([3, 5]))]
+    found = HeldBack.ordered(parts)
+    assert found.key.tolist() == [3, 5, 9]
+    assert found.x.view(-1).tolist() == [3.0, 5.0, 9.0]
+    assert found.label.tolist() == [0, 1, 2]
 
 
 class Listed:
