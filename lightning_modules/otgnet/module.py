@@ -23,13 +23,14 @@ from lightning_modules.base import MethodModule, OptimizerFactory, optimizer_ste
 from lightning_modules.optim.adamw import AdamW, AdamWConfig
 from lightning_modules.otgnet import report
 from lightning_modules.otgnet.bottleneck import Queue
+from lightning_modules.otgnet.continual import divergence, fisher, kept_means, learning
 from lightning_modules.otgnet.encoding import unit_of_time
 from lightning_modules.otgnet.exams import MEMORIES, Exams, accuracies
 from lightning_modules.otgnet.losses import class_shares, classification
 from lightning_modules.otgnet.measures import Matrix
 from lightning_modules.otgnet.memory import Memory
 from lightning_modules.otgnet.model import OpenModel
-from lightning_modules.otgnet.network import HeldBack
+from lightning_modules.otgnet.network import HeldBack, Passed
 from lightning_modules.otgnet.progress import Progress
 from lightning_modules.otgnet.review import Review, choose
 from lightning_modules.otgnet.settings import OtgnetModuleConfig
@@ -53,6 +54,7 @@ class OtgnetModule(MethodModule):
         self.model: OpenModel | None = None  # made in configure_model, when the data knows its classes
         self.shares: Tensor | None = None  # of each class among what is trained on in this task, (C,)
         self.review: Review | None = None  # of the tasks before this one
+        self.teacher: OpenModel | None = None  # the network as the last task has left it, where it is listened to
         self.exams: Any = None  # made when the device is known
 
     # -- building ----------------------------------------------------------------------------------------------------------------
@@ -121,6 +123,7 @@ class OtgnetModule(MethodModule):
         """Begin a pass with the memory that the task began with."""
         if batch.first:
             self.progress.begin_pass(batch.task, batch.number, self.fresh_memory(), self.config.carry)
+            self.learner.means.zero_()
         if batch.first or self.shares is None:
             self._prepare(batch.task)
 
@@ -129,6 +132,7 @@ class OtgnetModule(MethodModule):
         section, progress = self.config.replay, self.progress
         events, known = self.exams.events(self.data.events(task, "train")), self.exams.around(task, "train", task).known
         shares = class_shares(known[torch.cat([events.src, events.dst])], self.data.num_classes)
+        self.teacher = progress.retained.teacher(self.learner)
         self.review = Review(progress.replay, self.exams, progress.snapshots, task, section)
         if self.review:
             shares = (1 - section.weight) * shares + section.weight * self.review.shares(self.data.num_classes)
@@ -144,7 +148,7 @@ class OtgnetModule(MethodModule):
         if self.review:
             again, links = self._reviewed(self.review, batch.task, generator)
             loss = (1 - self.config.replay.weight) * loss + self.config.replay.weight * again + self.config.replay.links * links
-        total = loss + self._code_losses(batch, generator)
+        total = loss + self._held(view, passed, batch.task) + self._code_losses(batch, generator)
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=1)
         self.log("train/gated", view.gated_share, sync_dist=True, batch_size=1)
         if self.trainer.world_size > 1:  # processes expect a gradient of every parameter
@@ -163,6 +167,18 @@ class OtgnetModule(MethodModule):
         self.log("train/replay", again.detach(), sync_dist=True, batch_size=1)
         self.log("train/links", links.detach(), sync_dist=True, batch_size=1)
         return again, links
+
+    def _held(self, view: View, passed: Passed, task: int) -> Tensor:
+        """Return what holds the network to what it was: the mean divergence over this process's ends, and the pull of its weights."""
+        section, held = self.config.retain, torch.zeros((), device=self.device)
+        if section.ewc and task:
+            held = held + section.ewc * self.progress.retained.pull(learning(self.learner))
+            self.log("train/ewc", held.detach(), sync_dist=True, batch_size=1)
+        if self.teacher is not None:
+            strayed = divergence(self.teacher, self.learner, view, passed.hidden, task, section.temperature).mean()
+            self.log("train/strayed", strayed.detach(), sync_dist=True, batch_size=1)
+            held = held + section.distil * strayed
+        return held
 
     def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
         return classification(logits, label, self.learner.heads, self.config.classes, self.shares if self.config.balance else None)
@@ -234,13 +250,26 @@ class OtgnetModule(MethodModule):
         self.learner.load_state_dict(progress.best.weights)
         before, after = progress.beginning(task, self.fresh_memory(), self.config.carry), progress.best.memory.copy()
         progress.replay.tasks.append(choose(self.learner, self.exams, task, before, after, self.config.replay, self.seed))
-        self.exams.walk(self.learner, task, "valid", after, task)
+        progress.gated.append(self.exams.walk(self.learner, task, "valid", after, task).gated)
         progress.snapshots.append(after)
+        self._retain(task, progress.best.weights)
         progress.finished = True
         for name, row in report.scores(self.tests(), self.learner.heads).items():
             progress.rows.setdefault(name, []).append(row)
             if name.endswith("snapshot"):
                 log.info("after task %d, %-8s of tasks 0..%d: %s", task, name.partition("/")[0], task, "  ".join(f"{v:.1f}" for v in row))
+
+    def _retain(self, task: int, weights: dict[str, Tensor]) -> None:
+        """Note what the next tasks are to hold on to."""
+        section, progress = self.config.retain, self.progress
+        if section.ewc:
+            generator = torch.Generator().manual_seed((self.seed + task) % 2**63)
+            needed = fisher(self.learner, self.exams, task, progress.snapshots[task], section.fisher_events, generator)
+            progress.retained.add(needed, learning(self.learner))
+        if section.distil:
+            progress.retained.weights = weights
+        if section.nearest_mean:
+            self.learner.means.copy_(kept_means(self.learner, self.exams, progress.replay.tasks, progress.snapshots))
 
     def tests(self) -> dict[str, list[Found]]:
         """Test every task so far with the present weights, by memory."""
@@ -281,7 +310,7 @@ class OtgnetModule(MethodModule):
         old = sum(len(self.data.classes_of(task)) for task in range(len(progress.snapshots) - 1))
         nodes = torch.cat([f.node for f in tested])
         matrices: dict[str, Matrix] = {**progress.rows}
-        return [pictures.draw_matrices(folder, matrices), pictures.draw_course(folder, matrices),
+        return [pictures.draw_matrices(folder, matrices), pictures.draw_course(folder, matrices, progress.gated),
                 pictures.draw_embeddings(folder, memory.rows[nodes], self.exams.label[nodes], self.data.stream.names, old)]
 
     # -- checkpoints -------------------------------------------------------------------------------------------------------------

@@ -31,10 +31,10 @@ def draw_matrices(folder: Path, matrices: dict[str, Matrix]) -> Path:
     return _saved(figure, folder / "matrix.png")
 
 
-def draw_course(folder: Path, matrices: dict[str, Matrix]) -> Path:
-    """Draw AP and AF as they stood after each task."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    axes = figure.subplots(1, 2)
+def draw_course(folder: Path, matrices: dict[str, Matrix], gated: Sequence[float] = ()) -> Path:
+    """Draw AP and AF as they stood after each task, and the share of neighbours that was gated in each."""
+    figure = Figure(figsize=(11 if gated else 8, 3), layout="constrained")
+    axes = figure.subplots(1, 3 if gated else 2)
     for name, matrix in matrices.items():
         tasks = range(1, len(matrix) + 1)
         for axis, measure in zip(axes, (average_performance, average_forgetting)):
@@ -42,6 +42,9 @@ def draw_course(folder: Path, matrices: dict[str, Matrix]) -> Path:
     for axis, title in zip(axes, ("average performance, %", "average forgetting, points")):
         axis.set(title=title, xlabel="tasks learnt")
     axes[0].legend(fontsize=7)
+    if gated:
+        axes[2].bar(range(len(gated)), [100 * share for share in gated])
+        axes[2].set(title="neighbours of another class, %", xlabel="task")
     return _saved(figure, folder / "course.png")
 
 

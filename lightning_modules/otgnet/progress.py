@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_modules.otgnet.continual import Retained
 from lightning_modules.otgnet.memory import Memory
 from lightning_modules.otgnet.replay import Replay
 
@@ -29,6 +30,8 @@ class Progress:
     best: Best | None = None
     snapshots: list[Memory] = field(default_factory=list)  # after training and validation events of each finished task
     replay: Replay = field(default_factory=Replay)
+    retained: Retained = field(default_factory=Retained)
+    gated: list[float] = field(default_factory=list)  # share of gated neighbours in the validation of each finished task
     rows: dict[str, list[list[float]]] = field(default_factory=dict)  # "setting/memory" -> accuracy on tasks 0..T after each task T
 
     def begin_pass(self, task: int, number: int, fresh: Memory, carry: bool) -> None:
@@ -57,13 +60,15 @@ class Progress:
     def to(self, device: torch.device) -> None:
         self.memory = self.memory.to(device)
         self.snapshots = [memory.to(device) for memory in self.snapshots]
+        self.retained.to(device)
         if self.best:
             self.best.memory = self.best.memory.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         best = self.best and {"score": self.best.score, "weights": self.best.weights, "memory": self.best.memory.state_dict()}
         return {"memory": self.memory.state_dict(), "task": self.task, "finished": self.finished, "best": best,
-                "snapshots": [memory.state_dict() for memory in self.snapshots], "replay": self.replay.state_dict(), "rows": self.rows}
+                "snapshots": [memory.state_dict() for memory in self.snapshots], "replay": self.replay.state_dict(),
+                "retained": self.retained.state_dict(), "gated": self.gated, "rows": self.rows}
 
     @staticmethod
     def of(state: dict[str, Any]) -> "Progress":
@@ -71,4 +76,5 @@ class Progress:
         best = state["best"] and Best(state["best"]["score"], state["best"]["weights"], Memory.of(state["best"]["memory"]))
         rows = {name: [[*row] for row in matrix] for name, matrix in state["rows"].items()}
         snapshots = [Memory.of(memory) for memory in state["snapshots"]]
-        return Progress(Memory.of(state["memory"]), state["task"], state["finished"], best, snapshots, Replay.of(state["replay"]), rows)
+        return Progress(Memory.of(state["memory"]), state["task"], state["finished"], best, snapshots, Replay.of(state["replay"]),
+                        Retained(**state["retained"]), [*state["gated"]], rows)

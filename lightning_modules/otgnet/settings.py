@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lightning_modules.otgnet.bottleneck import BottleneckSection
+from lightning_modules.otgnet.continual import RetainSection
 from lightning_modules.otgnet.gate import GateSection
 from lightning_modules.otgnet.network import NetworkSection
 from lightning_modules.otgnet.replay import ReplaySection
@@ -19,6 +20,8 @@ class OtgnetModuleConfig:
     """how the class-agnostic code learns"""
     replay: ReplaySection = field(default_factory=ReplaySection)
     """what is kept of finished tasks, and how it is trained on again"""
+    retain: RetainSection = field(default_factory=RetainSection)
+    """what else holds on to finished tasks: EWC, LwF, iCaRL's nearest mean"""
     classes: Literal["open", "task", "both"] = "open"
     """what a label competes with in the loss: all open classes, those of its own task, or the mean of both losses"""
     balance: bool = True
@@ -35,6 +38,10 @@ class OtgnetModuleConfig:
     """official: the public code's choices. Heads are never trained and compete within a task only, empty slots take part in the attention,
     no votes, no balance, memory starts anew in each task, the code learns as fast as its estimators; triads are kept by the plain product
     of gradients, with the opposite sign"""
+
+    def __post_init__(self) -> None:
+        if self.retain.nearest_mean and self.replay.kind == "none":
+            raise ValueError("retain.nearest_mean: must be false where replay.kind=none keeps no events whose mean could be taken")
 
     def settled(self) -> "OtgnetModuleConfig":
         """Return the settings with the preset in force."""

@@ -25,11 +25,12 @@ class Reach:
 
 @dataclass
 class Found:
-    """The last prediction of each scored node: ids (S,), logits (S, C), labels (S,)."""
+    """The last prediction of each scored node: ids (S,), logits (S, C), labels (S,); and the share of neighbours that were gated."""
 
     node: Tensor
     logits: Tensor
     label: Tensor
+    gated: float
 
     def loss(self) -> float:
         """Return the mean cross-entropy over all open classes; NaN where nothing was scored."""
@@ -45,13 +46,15 @@ def walk(model: OpenModel, around: Surroundings, memory: Memory, events: EventBa
     wanted = torch.zeros(len(label), dtype=torch.bool, device=label.device)
     wanted[scored] = True
     table = label.new_zeros((len(label),)), torch.zeros(len(label), around.num_classes, device=label.device)
+    gated = []
     for start in range(0, len(events), reach.batch_size):
         view = look(events.span(start, start + reach.batch_size), around, memory, reach.neighbours, reach.votes, reach.gate)
         passed, logits = model(view, opened)
+        gated.append(view.gated_share)
         memory.write(view.node, view.key, passed.rows)
         memory.predict(view.node, view.key, logits.argmax(-1))
         last = wanted[view.node] & is_last(view.node, view.key, len(label))
         table[0][view.node[last]], table[1][view.node[last]] = 1, logits[last]
     model.train(was_training)
     node = table[0].nonzero().view(-1)
-    return Found(node, table[1][node], label[node])
+    return Found(node, table[1][node], label[node], float(torch.stack(gated).mean()) if gated else 0.0)
