@@ -29,7 +29,8 @@ class NeighbourAttention(nn.Module):
     def forward(self, centre: Tensor, keys: Tensor, age: Tensor, mask: Tensor) -> Tensor:
         """Return m (Q, d) of centres u (Q, d), `keys` of their n neighbours (Q, n, d), ages Phi(dt) (Q, n, time) and mask (Q, n)."""
         k = keys + self.key_time(age)
-        e = self.dropout(k) @ self.score[1] + (self.dropout(self.query(centre)) @ self.score[0])[:, None]
+        to_query, to_key = self.dropout(self.score[:, None].expand(-1, len(k), -1))  # (Q, d): the same parts of all keys are left out
+        e = torch.einsum("qnd,qd->qn", k, to_key) + (self.query(centre) * to_query).sum(-1, keepdim=True)
         e = F.leaky_relu(e, SLOPE)
         if not self.masked:
             return torch.einsum("qn,qnd->qd", e.softmax(-1), k)
