@@ -82,13 +82,13 @@ class Retained:
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
-    def teacher(self, model: OpenModel) -> OpenModel | None:
-        """Return the network as the last task has left it; None before the first has ended, or if nobody asks."""
+    def teachers(self, model: OpenModel) -> list[OpenModel]:
+        """Return the network as the last task has left it; none before the first has ended, or if nobody asks."""
         if not self.weights:
-            return None
+            return []
         old = copy.deepcopy(model)
         old.load_state_dict(self.weights)
-        return old.eval().requires_grad_(False)
+        return [old.eval().requires_grad_(False)]
 
 
 def learning(model: OpenModel) -> Parameters:

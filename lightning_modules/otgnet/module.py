@@ -54,7 +54,7 @@ class OtgnetModule(MethodModule):
         self.model: OpenModel | None = None  # made in configure_model, when the data knows its classes
         self.shares: Tensor | None = None  # of each class among what is trained on in this task, (C,)
         self.review: Review | None = None  # of the tasks before this one
-        self.teacher: OpenModel | None = None  # the network as the last task has left it, where it is listened to
+        self.teachers: list[OpenModel] = []  # the network as the last task has left it, where it is listened to; no part of this module
         self.exams: Any = None  # made when the device is known
 
     # -- building ----------------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ class OtgnetModule(MethodModule):
         section, progress = self.config.replay, self.progress
         events, known = self.exams.events(self.data.events(task, "train")), self.exams.around(task, "train", task).known
         shares = class_shares(known[torch.cat([events.src, events.dst])], self.data.num_classes)
-        self.teacher = progress.retained.teacher(self.learner)
+        self.teachers = progress.retained.teachers(self.learner)
         self.review = Review(progress.replay, self.exams, progress.snapshots, task, section)
         if self.review:
             shares = (1 - section.weight) * shares + section.weight * self.review.shares(self.data.num_classes)
@@ -148,7 +148,7 @@ class OtgnetModule(MethodModule):
         if self.review:
             again, links = self._reviewed(self.review, batch.task, generator)
             loss = (1 - self.config.replay.weight) * loss + self.config.replay.weight * again + self.config.replay.links * links
-        total = loss + self._held(view, passed, batch.task) + self._code_losses(batch, generator)
+        total = loss + self._held(view, passed, batch) + self._code_losses(batch, generator)
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=1)
         self.log("train/gated", view.gated_share, sync_dist=True, batch_size=1)
         if self.trainer.world_size > 1:  # processes expect a gradient of every parameter
@@ -168,14 +168,15 @@ class OtgnetModule(MethodModule):
         self.log("train/links", links.detach(), sync_dist=True, batch_size=1)
         return again, links
 
-    def _held(self, view: View, passed: Passed, task: int) -> Tensor:
-        """Return what holds the network to what it was: the mean divergence over this process's ends, and the pull of its weights."""
+    def _held(self, view: View, passed: Passed, batch: EventBatch) -> Tensor:
+        """Return what holds the network to what it was: this process's part of the mean divergence, and the pull of its weights."""
         section, held = self.config.retain, torch.zeros((), device=self.device)
-        if section.ewc and task:
+        if section.ewc:
             held = held + section.ewc * self.progress.retained.pull(learning(self.learner))
             self.log("train/ewc", held.detach(), sync_dist=True, batch_size=1)
-        if self.teacher is not None:
-            strayed = divergence(self.teacher, self.learner, view, passed.hidden, task, section.temperature).mean()
+        for teacher in self.teachers:
+            strayed = divergence(teacher, self.learner, view, passed.hidden, batch.task, section.temperature).sum()
+            strayed = strayed * self.trainer.world_size / (2 * len(batch))
             self.log("train/strayed", strayed.detach(), sync_dist=True, batch_size=1)
             held = held + section.distil * strayed
         return held
