@@ -239,7 +239,7 @@ class OtgnetModule(MethodModule):
             return
         found = self.exams.walk(self.learner, batch.task, "valid", self.progress.before_validation, batch.task)
         score = getattr(accuracies(found, self.learner.heads), self.config.select)
-        self.log("train/valid", score, batch_size=1)
+        self.log("train/valid", score, sync_dist=True, batch_size=1)
         self.progress.keep_if_best(score, self.learner.state_dict(), always=self.config.keep == "last")
         if batch.final:
             self._finish(batch.task)
@@ -284,9 +284,9 @@ class OtgnetModule(MethodModule):
         found = self.exams.walk(self.learner, task, "valid", self.progress.before_validation, task)
         if len(found.node):
             scores = accuracies(found, self.learner.heads)
-            self.log("val/loss", found.loss(), prog_bar=True, batch_size=1)
-            self.log("val/task_il", scores.task_il, batch_size=1)
-            self.log("val/class_il", scores.class_il, batch_size=1)
+            self.log("val/loss", found.loss(), prog_bar=True, sync_dist=True, batch_size=1)
+            self.log("val/task_il", scores.task_il, sync_dist=True, batch_size=1)
+            self.log("val/class_il", scores.class_il, sync_dist=True, batch_size=1)
         if self.progress.finished:
             self._report(task)
 
@@ -295,7 +295,7 @@ class OtgnetModule(MethodModule):
         tests, heads = self.tests(), self.learner.heads
         rows, voted = report.with_last(self.progress.rows, report.scores(tests, heads)), report.vote(self.exams, task)
         for name, value in report.figures(rows, tests["snapshot"], voted, heads).items():
-            self.log(name, value, batch_size=1)
+            self.log(name, value, sync_dist=True, batch_size=1)
         self.tables = report.tables(rows, tests["snapshot"], voted, self.data.stream.names, heads)
 
     def pictures(self, folder: Path) -> list[Path]:
