@@ -44,6 +44,7 @@ CONTENDERS = {
     "features and votes": ("module.network.backbone=mlp",),
     "features, fine-tuned": (*MLP, "module.replay.kind=none"),
     "features, replay at random": (*MLP, "module.replay.kind=random"),
+    "features, joint": (*MLP, "module.replay.kind=all", "module.replay.batch_size=300"),
     "TGN, ER": (*PLAIN, "module.network.backbone=tgn", "module.replay.kind=random"),
     "TGAT, ER": (*PLAIN, "module.network.backbone=tgat", "module.replay.kind=random"),
     "TGN, EWC": (*PLAIN, "module.network.backbone=tgn", "module.replay.kind=none", "module.retain.ewc=100"),

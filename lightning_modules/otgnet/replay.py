@@ -17,9 +17,9 @@ from lightning_modules.otgnet.triads import Triads, closed_triads, open_triads
 
 @dataclass(frozen=True)
 class ReplaySection:
-    kind: Literal["triads", "random", "herding", "influence", "none"] = "triads"
+    kind: Literal["triads", "random", "herding", "influence", "all", "none"] = "triads"
     """what is kept of a class: triads chosen by worth and cover, events drawn at random, events of the nodes nearest to the class's mean,
-    events of the nodes that are worth most, or nothing"""
+    events of the nodes that are worth most, all events (which forgets nothing: the bound of joint training), or nothing"""
     per_class: int = 10
     """triads of each sort kept of a class; of the other kinds, as many events as that makes"""
     sorts: Literal["both", "closed", "open"] = "both"
@@ -61,7 +61,9 @@ class ReplaySection:
         idle: dict[str, str] = {}
         if self.kind != "triads":
             idle |= dict.fromkeys(("sorts", "links", "diversity", "radius", "candidates"), f"kind={self.kind} keeps no triads")
-        if self.kind in ("random", "herding"):
+        if self.kind == "all":
+            idle["per_class"] = "kind=all keeps everything"
+        if self.kind in ("random", "herding", "all"):
             idle |= dict.fromkeys(("importance", "helpful", "damping"), f"kind={self.kind} weighs nothing")
         return idle
 
@@ -163,9 +165,13 @@ def _scores(task: Finished, section: ReplaySection) -> Tensor:
 
 def _of_class(task: Finished, kind: int) -> Tensor:
     """Return the training events between two nodes of a class, or, where there are none, those with one such end."""
-    ends = torch.stack([task.known[task.src[task.events]], task.known[task.dst[task.events]]])
-    both = (ends == kind).all(0)
-    return task.events[both if both.any() else (ends == kind).any(0)]
+    both = task.events[(task.known[task.src[task.events]] == kind) & (task.known[task.dst[task.events]] == kind)]
+    return both if len(both) else _with_end(task, kind)
+
+
+def _with_end(task: Finished, kind: int) -> Tensor:
+    """Return the training events with an end of a class."""
+    return task.events[(task.known[task.src[task.events]] == kind) | (task.known[task.dst[task.events]] == kind)]
 
 
 def _drawn(task: Finished, kind: int, count: int, generator: torch.Generator) -> Tensor:
@@ -176,6 +182,8 @@ def _drawn(task: Finished, kind: int, count: int, generator: torch.Generator) ->
 def _events(task: Finished, kind: int, section: ReplaySection, generator: torch.Generator) -> Kept:
     """Keep as many single events as triads would have had, each the first one of its node."""
     count, none = 4 * section.per_class, torch.empty(0, 2, dtype=torch.int64)
+    if section.kind == "all":
+        return Kept(_with_end(task, kind), none, none)
     if section.kind == "random":
         return Kept(_drawn(task, kind, count, generator).unique(), none, none)
     own = _of_class(task, kind)

@@ -38,6 +38,12 @@ def test_what_is_kept_of_a_class_are_training_events_of_its_own_nodes(task, kind
         assert torch.equal(kept.events, kept.events.unique())
 
 
+def test_joint_training_keeps_every_event_with_an_end_of_the_class(task):
+    for number, kept in kept_of(task, kind="all").items():
+        expected = [e for e in task.events.tolist() if number in (int(task.known[task.src[e]]), int(task.known[task.dst[e]]))]
+        assert kept.events.tolist() == expected
+
+
 def test_pairs_of_closed_triads_have_met_and_those_of_open_ones_have_not(task):
     links = {frozenset(pair) for pair in torch.stack([task.src[task.events], task.dst[task.events]], 1).tolist()}
     for kept in kept_of(task, per_class=5).values():
