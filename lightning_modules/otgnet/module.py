@@ -122,7 +122,7 @@ class OtgnetModule(MethodModule):
     def on_train_batch_start(self, batch: EventBatch, batch_idx: int) -> None:
         """Begin a pass with the memory that the task began with."""
         if batch.first:
-            self.progress.begin_pass(batch.task, batch.number, self.fresh_memory(), self.config.carry)
+            self.progress.begin_pass(batch.task, batch.number, self.fresh_memory, self.config.carry)
             self.learner.means.zero_()
         if batch.first or self.shares is None:
             self._prepare(batch.task)
@@ -249,7 +249,7 @@ class OtgnetModule(MethodModule):
         progress = self.progress
         assert progress.best is not None
         self.learner.load_state_dict(progress.best.weights)
-        before, after = progress.beginning(task, self.fresh_memory(), self.config.carry), progress.best.memory.copy()
+        before, after = progress.beginning(task, self.fresh_memory, self.config.carry), progress.best.memory.copy()
         progress.replay.tasks.append(choose(self.learner, self.exams, task, before, after, self.config.replay, self.seed))
         progress.gated.append(self.exams.walk(self.learner, task, "valid", after, task).gated)
         progress.snapshots.append(after)

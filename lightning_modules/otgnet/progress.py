@@ -1,5 +1,6 @@
 """Where a run stands in its stream: the task, the memory and what was kept of earlier tasks. Every change is saved with a checkpoint."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,15 +35,15 @@ class Progress:
     gated: list[float] = field(default_factory=list)  # share of gated neighbours in the validation of each finished task
     rows: dict[str, list[list[float]]] = field(default_factory=dict)  # "setting/memory" -> accuracy on tasks 0..T after each task T
 
-    def begin_pass(self, task: int, number: int, fresh: Memory, carry: bool) -> None:
+    def begin_pass(self, task: int, number: int, fresh: Callable[[], Memory], carry: bool) -> None:
         """Go back to the memory that this task begins with: that of the task before, or a fresh one."""
         if number == 0:
             self.task, self.finished, self.best = task, False, None
         self.memory = self.beginning(task, fresh, carry)
 
-    def beginning(self, task: int, fresh: Memory, carry: bool) -> Memory:
+    def beginning(self, task: int, fresh: Callable[[], Memory], carry: bool) -> Memory:
         """Return the memory with which each pass over a task begins: a fresh one, or what the last task left."""
-        return self.snapshots[task - 1].copy() if carry and task > 0 else fresh
+        return self.snapshots[task - 1].copy() if carry and task > 0 else fresh()
 
     def keep_if_best(self, score: float, weights: dict[str, Tensor], always: bool) -> bool:
         """Keep weights and memory of a pass that validates better than all before it in this task."""

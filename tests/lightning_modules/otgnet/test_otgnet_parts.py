@@ -61,6 +61,18 @@ def test_an_older_event_does_not_overwrite_what_a_later_one_wrote():
     assert memory.rows[0].tolist() == [9.0, 9.0]
 
 
+def test_a_memory_is_saved_by_what_was_written_and_comes_back_whole():
+    memory = Memory.fresh(50, 4, seed=3)
+    memory.write(torch.tensor([7, 9]), keys_of(torch.tensor([2])), torch.ones(2, 4))
+    memory.predict(torch.tensor([7, 9]), keys_of(torch.tensor([2])), torch.tensor([1, 0]))
+    state = memory.state_dict()
+    assert len(state["rows"]) == 2
+    again = Memory.of(state)
+    for name in ("rows", "written", "predicted"):
+        assert torch.equal(getattr(again, name), getattr(memory, name))
+    assert not torch.equal(Memory.fresh(50, 4, seed=4).rows, Memory.fresh(50, 4, seed=3).rows)
+
+
 def test_a_loop_at_one_node_keeps_the_row_of_its_destination():
     memory = memory_of()
     memory.write(torch.tensor([3, 3]), keys_of(torch.tensor([0])), torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
