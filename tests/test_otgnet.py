@@ -147,7 +147,8 @@ def saved(folder):
 
 
 def test_a_run_broken_off_inside_the_third_task_reaches_the_same_matrix(here, tmp_path):
-    words = ["train", *latest([*WORDS, f"run.root={tmp_path}", "run.name=whole", "checkpoint.every_n_steps=5", "checkpoint.keep=-1"])]
+    words = ["train", *latest([*WORDS, f"run.root={tmp_path}", "run.name=whole", "checkpoint.every_n_steps=5", "checkpoint.keep=-1",
+                               "module.retain.ewc=10", "module.retain.distil=1"])]
     assert here(*words).returncode == 0
     whole, broken = tmp_path / "whole", shutil.copytree(tmp_path / "whole", tmp_path / "broken", symlinks=True)
     inside = [path for path in steps_saved(broken / "checkpoints")
