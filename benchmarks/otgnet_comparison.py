@@ -1,0 +1,124 @@
+"""What is OTGNet worth where classes keep opening? The table of RESULTS.md, made by one command.
+
+    python benchmarks/otgnet_comparison.py --root FOLDER [--protocol otg] [--processes 2] [--contenders ours,...] [--seeds 3]
+
+FOLDER holds events.csv, nodes.csv, features.npy and tasks.json. Every contender walks through the same training events in the same
+batches, equally often, with one learning rate; a seed draws the weights and the parts of the nodes. Task-IL: among the classes of a
+node's own task; class-IL: among all that are open. AP is the mean accuracy on all tasks after the last, AF what was lost of the best
+since. Label propagation is the vote of all labelled nodes that a test node has met. Each run is kept as one JSON file under --out, so
+the command can be interrupted and called again; the table goes into RESULTS.md once all contenders are in it.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from kpod_comparison import interval
+from optimizer_step import table
+from results import write_section
+
+from pipelines.__main__ import main as fivefold
+
+FIRST_SEED = 11
+PLAIN = ("module.network.votes=0", "module.gate.where=none")  # backbones without what is ours
+MLP = ("module.network.backbone=mlp", "module.network.votes=0")
+CONTENDERS = {
+    "ours": (),
+    "no gate": ("module.gate.where=none",),
+    "no votes": ("module.network.votes=0",),
+    "no balance": ("module.balance=false",),
+    "nothing replayed": ("module.replay.kind=none",),
+    "replay at random": ("module.replay.kind=random",),
+    "replay by herding": ("module.replay.kind=herding",),
+    "replay by influence": ("module.replay.kind=influence",),
+    "no diversity": ("module.replay.diversity=0",),
+    "no importance": ("module.replay.importance=none",),
+    "no links": ("module.replay.links=0",),
+    "public code's choices": ("module.compat=official",),
+    "features and votes": ("module.network.backbone=mlp",),
+    "features, fine-tuned": (*MLP, "module.replay.kind=none"),
+    "features, replay at random": (*MLP, "module.replay.kind=random"),
+    "features, joint": (*MLP, "module.replay.kind=all", "module.replay.batch_size=300"),
+    "TGN, ER": (*PLAIN, "module.network.backbone=tgn", "module.replay.kind=random"),
+    "TGAT, ER": (*PLAIN, "module.network.backbone=tgat", "module.replay.kind=random"),
+    "TGN, EWC": (*PLAIN, "module.network.backbone=tgn", "module.replay.kind=none", "module.retain.ewc=100"),
+    "TGN, LwF": (*PLAIN, "module.network.backbone=tgn", "module.replay.kind=none", "module.retain.distil=1"),
+    "TGN, iCaRL": (*PLAIN, "module.network.backbone=tgn", "module.replay.kind=herding", "module.retain.distil=1",
+                   "module.retain.nearest_mean=true"),
+}
+FIGURES = ("task_il/AP", "task_il/AF", "class_il/AP", "class_il/AF")
+VOTES = ("task_il/label_propagation", "class_il/label_propagation")
+
+
+def train(contender: str, seed: int, words: argparse.Namespace) -> dict[str, float]:
+    """Train once, or read what a run before has left."""
+    name = f"{words.protocol}-{contender.replace(' ', '_').replace(',', '')}-{words.passes}passes-{seed}"
+    record = words.out / f"{name}.json"
+    if not record.is_file():
+        line = ["train", "method=otgnet", "data.source=folder", f"data.root={words.root}", f"data.protocol={words.protocol}",
+                f"data.passes={words.passes}", f"data.split_seed={seed}", f"run.seed={seed}", *CONTENDERS[contender], "logger=csv",
+                "trainer.accelerator=cpu", "trainer.threads=1", "trainer.log_every_n_steps=50", "checkpoint.every_n_steps=100000",
+                f"run.root={words.out}", f"run.name={name}", "run.resume=auto"]
+        with redirect_stdout(io.StringIO()):
+            if status := fivefold(line):
+                raise SystemExit(f"{name}: exit status {status}")
+        results = json.loads((words.out / name / "run.json").read_text())["results"]
+        part = record.with_suffix(".part")
+        part.write_text(json.dumps({key: value for key, value in results.items() if key.startswith("test/") or key == "seconds"}))
+        part.replace(record)
+        print(f"{name}: class-IL AP {results['test/class_il/AP']:.1f}", flush=True)
+    return json.loads(record.read_text())
+
+
+def said(values: list[float]) -> str:
+    """Say a mean with its 95 % interval."""
+    return f"{statistics.mean(values):.2f} ± {interval(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def report(found: dict[str, list[dict[str, float]]], words: argparse.Namespace) -> str:
+    """Lay out all contenders, label propagation first, and their class-IL AP against it on the same seeds."""
+    first = next(iter(found.values()))
+    voted = [[run[f"test/{name}"] for run in first] for name in VOTES]
+    rows = [["label propagation", said(voted[0]), "", said(voted[1]), "", "", ""]]
+    for name, runs in found.items():
+        figures = [[run[f"test/{figure}"] for run in runs] for figure in FIGURES]
+        gains = [ap - vote for ap, vote in zip(figures[2], voted[1])]
+        rows.append([name, *(said(values) for values in figures), said(gains), f"{statistics.mean(run['seconds'] for run in runs):.0f}"])
+    title = f"**{Path(words.root).name}, {words.protocol}: {words.passes} passes, {len(first)} seeds, mean and 95 % interval**"
+    header = ["contender", "task-IL AP", "AF", "class-IL AP", "AF", "class-IL AP minus label propagation, paired", "seconds"]
+    return f"{title}\n\n{table(header, rows)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="folder with events.csv, nodes.csv, features.npy and tasks.json")
+    parser.add_argument("--protocol", choices=("otg", "evolving"), default="otg")
+    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--contenders", default="", help=f"of {', '.join(CONTENDERS)}, separated by semicolons; all by default")
+    parser.add_argument("--out", type=Path, default=Path("~/fivefold-runs/otgnet-comparison").expanduser())
+    parser.add_argument("--processes", type=int, default=2)
+    words = parser.parse_args()
+    names = [name for name in words.contenders.split(";") if name] or list(CONTENDERS)
+    if wrong := set(names) - set(CONTENDERS):
+        raise SystemExit(f"{min(wrong)}: no such contender; there are {'; '.join(CONTENDERS)}")
+    words.out.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    seeds = range(FIRST_SEED, FIRST_SEED + words.seeds)
+    with ProcessPoolExecutor(words.processes, multiprocessing.get_context("spawn")) as pool:
+        jobs = {name: [pool.submit(train, name, seed, words) for seed in seeds] for name in names}
+        found = {name: [job.result() for job in runs] for name, runs in jobs.items()}
+    text = report(found, words)
+    print(text)
+    if names == list(CONTENDERS):
+        write_section(f"otgnet_{words.protocol}", text)
+
+
+if __name__ == "__main__":
+    main()
