@@ -30,8 +30,9 @@ class PromptSection:
     """prompt tokens of each network; 0: no prompts, 5 is a good number"""
     lr: float = 1e-3
     """learning rate of the prompts' own AdamW"""
-    alternate: bool = True
-    """prompts learn after the networks and the agent's judgement, at the networks as they then are; false: in the same moment as they"""
+    alternate: bool = False
+    """prompts learn after the networks and the agent's judgement, at the networks as they then are, which has cost accuracy; false: in the
+    same moment as they"""
     consistency: float = 1.0
     """lambda_c: weight of keeping the predictions of the graph without prompt"""
     nearness: float = 0.1
