@@ -128,7 +128,7 @@ def test_a_record_is_read_and_not_trained_again_though_its_name_has_dots(compari
     for name, gain in (("prior0.5", 0.02), ("prior0", 0.5)):  # cutting a suffix off would mix them up
         record = tmp_path / f"texas-{name}-150steps-0.json"
         record.write_text(json.dumps({"test/micro_f1": 0.8 + gain, "test/base_micro_f1": 0.8}))
-    monkeypatch.setattr(comparison.subprocess, "run", lambda *words, **more: pytest.fail("trained again"))
+    monkeypatch.setattr(comparison, "fivefold", lambda words: pytest.fail("trained again"))
     found = comparison.train("texas", "prior0.5", 0, Namespace(out=tmp_path, steps=150, root="nowhere"))
     assert found.gain == pytest.approx(2.0)
 
