@@ -19,7 +19,8 @@ def test_the_interval_is_that_of_students_t():
 def test_differences_are_paired_by_seed():
     plain = [{"accuracy": a, "loss": 1.0, "miss": 0.0, "learned_tokens": 2e6, "steps": 9} for a in (0.2, 0.4, 0.6)]
     better = [{**run, "accuracy": run["accuracy"] + gain} for run, gain in zip(plain, (0.01, 0.02, 0.03))]
-    row = next(line for line in table({PLAIN: plain, "KPOD": better}, {PLAIN: 0.001, "KPOD": 0.002}).splitlines() if line.startswith("| KPOD"))
+    lines = table({PLAIN: plain, "KPOD": better}, {PLAIN: 0.001, "KPOD": 0.002}).splitlines()
+    row = next(line for line in lines if line.startswith("| KPOD"))
     found = re.search(r"\| ([+-][\d.]+) ± ([\d.]+) \|", row)
     known = ttest_1samp([1, 2, 3], 0).confidence_interval(0.95)
     assert float(found[1]) == pytest.approx(2.0, abs=0.05)
