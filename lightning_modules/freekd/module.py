@@ -1,6 +1,6 @@
 """FreeKD, FreeKD-Prompt and FreeKD++: networks on one graph that teach each other where an agent says so, beside their own baselines.
 
-A step makes one forward pass of each network, one summed backward pass through all losses, and one step of each optimizer:
+A step makes one forward pass of each network, one summed backward pass through their losses and the agent's, one step of each optimizer:
 
     networks   CE + mu L_node + rho L_struct under the agent's choices
     agent      REINFORCE on the choices of the step before, whose worth was found once the networks had been updated
