@@ -64,7 +64,8 @@ class Memory:
     @staticmethod
     def of(state: dict[str, Any]) -> "Memory":
         """Make the memory that gave `state`, on the CPU."""
-        found, node = Memory.fresh(*state["shape"], state["seed"]), state["node"].cpu()
+        nodes, width = state["shape"]
+        found, node = Memory.fresh(nodes, width, state["seed"]), state["node"].cpu()
         for name in ("rows", "written", "predicted"):
             getattr(found, name)[node] = state[name].cpu()
         return found
