@@ -172,8 +172,11 @@ def test_a_run_broken_off_inside_the_third_task_reaches_the_same_matrix(here, tm
 
 @pytest.mark.slow
 def test_two_processes_that_share_each_batch_train_like_one(fivefold_in, tmp_path):
-    """Without dropout, weights agree to 2e-3 and memory to 1e-4 at the end of the second task; sums are rounded in another order."""
-    words = latest([*WORDS, f"run.root={tmp_path}", "module.network.dropout=0", "trainer.max_steps=16"])
+    """Without dropout, weights agree to 2e-3 and memory to 1e-4 at the end of the second task; sums are rounded in another order.
+
+    What is replayed is drawn here: between triads that are worth almost the same, that rounding tips the choice, and the runs part.
+    """
+    words = latest([*WORDS, f"run.root={tmp_path}", "module.network.dropout=0", "module.replay.kind=random", "trainer.max_steps=16"])
     for name, more in (("alone", []), ("together", ["strategy=ddp", "trainer.devices=2"])):
         done = fivefold_in(tmp_path, "train", *words, f"run.name={name}", *more)
         assert done.returncode == 0, done.stderr[-3000:]
