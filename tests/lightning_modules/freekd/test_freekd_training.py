@@ -117,7 +117,7 @@ SWITCHES = {
     "no structure level": ["module.distil.structure=none"], "centered": ["module.reward.kind=centered"],
     "three networks": ["module.networks=[gcn,sage,gat]", "module.network.heads=2"],
     "no twins": ["module.compare_base=false"], "cka": ["module.prompt.similarity=cka"],
-    "prompts beside networks": ["module.prompt.alternate=false"],
+    "prompts after networks": ["module.prompt.alternate=true"],
     "no labels in the reward": ["module.reward.unlabelled=none"], "ramp": ["module.distil.warmup=1", "module.distil.ramp=2"],
 }
 
@@ -260,7 +260,7 @@ def distributed(fivefold_in, tmp_path: Path, name: str, *words: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("more", [[], ["module.distil.direction=mutual", "module.prompt.alternate=false"]])
+@pytest.mark.parametrize("more", [[], ["module.distil.direction=mutual", "module.prompt.alternate=true"]])
 def test_two_processes_that_see_the_same_graph_train_like_one(strategy, more, fivefold_in, tmp_path):
     """If the ranks parted, or a gradient were not averaged, their common weights could not be those of one process."""
     words = ["module.reward.kind=centered", "trainer.max_steps=6", *more]
