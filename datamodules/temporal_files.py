@@ -24,7 +24,7 @@ def read_folder(folder: Path, protocol: Protocol) -> TemporalStream:
     events = _table(folder / "events.csv", {"src": pa.int64(), "dst": pa.int64(), "t": pa.float64()})
     nodes = _table(folder / "nodes.csv", {"node": pa.int64(), "label": pa.int64(), "first_time": pa.float64()})
     label, first = nodes["label"].copy(), nodes["first_time"]
-    _check_nodes(folder / "nodes.csv", nodes["node"])
+    _check_nodes(folder / "nodes.csv", nodes["node"], label)
     _check_events(folder / "events.csv", events["src"], events["dst"], events["t"], len(label))
     tasks, windows, names = _tasks(folder / "tasks.json", label)
     window = np.full(len(events["t"]), -1)
@@ -71,9 +71,11 @@ def of_temporal_data(data: TemporalData, classes_per_task: int, name: str = "dat
         raise DataError(f"{name}: has no `label`; set data.label to the class of each node, -1 where it is not known")
     events = {key: getattr(data, key).numpy() for key in ("src", "dst", "t")}
     label = data.label.numpy()
-    _check_events(Path(name), events["src"], events["dst"], events["t"], len(label))
+    _check_events(Path(name), events["src"], events["dst"], events["t"], len(label), first_line=0, unit="event")
     given = getattr(data, "x", None)
     rows = np.ones((len(label), 1), np.float32) if given is None else given.numpy()
+    if rows.ndim != 2 or len(rows) != len(label):
+        raise DataError(f"{name}: x has shape {rows.shape}; it needs one row for each of {len(label)} nodes")
     return _of_counts(events, label, rows, classes_per_task)
 
 
@@ -85,7 +87,7 @@ def _of_counts(events: dict[str, np.ndarray], label: np.ndarray, rows: np.ndarra
 def _stream(events: dict[str, np.ndarray], label: np.ndarray, rows: np.ndarray, tasks: Sequence[Sequence[int]], task: np.ndarray,
             names: list[str]) -> TemporalStream:
     t = events["t"]
-    fine = t if np.array_equal(t, np.floor(t)) else np.round(t * FINE)
+    fine = t if t.dtype.kind in "iu" or np.array_equal(t, np.floor(t)) else np.round(t * FINE)
     src, dst, times, kinds, owners = (_whole(values) for values in (events["src"], events["dst"], fine, label, task))
     features = from_numpy(np.ascontiguousarray(rows, np.float32))
     return TemporalStream(src, dst, times, features, kinds, [list(classes) for classes in tasks], owners, names)
@@ -99,41 +101,56 @@ def _table(file: Path, columns: dict[str, pa.DataType]) -> dict[str, np.ndarray]
     """Read the named columns of a csv; DataError with file and line for what is not a number, or is missing."""
     if not file.is_file():
         raise DataError(f"{file}: no such file; data.root must name what holds it")
-    convert = csv.ConvertOptions(column_types=columns, include_columns=list(columns))
     try:
-        table = csv.read_csv(file, read_options=csv.ReadOptions(use_threads=False), convert_options=convert)
+        table = _parsed(file, columns)
     except KeyError:
         raise DataError(f"{file}: lacks a column; it needs {', '.join(columns)}") from None
     except pa.ArrowInvalid as error:
         raise DataError(f"{file}: {' '.join(str(error).split())}; columns {', '.join(columns)} must hold numbers") from None
     found = {}
-    for name, kind in columns.items():
+    for name in columns:
         column = table[name]
         if column.null_count:
             line = int(np.flatnonzero(column.is_null().to_numpy())[0]) + 2
             instead = "a number, -1 for an unknown class" if "label" in name else "a number"
             raise DataError(f"{file}: line {line}: {name} is empty; write {instead}")
-        found[name] = column.to_numpy().astype(kind.to_pandas_dtype())
+        found[name] = column.to_numpy()
     return found
 
 
-def _check_nodes(file: Path, node: np.ndarray) -> None:
+def _parsed(file: Path, columns: dict[str, pa.DataType]) -> pa.Table:
+    """Parse the named columns; fractions only where there are some, since a float is a whole number exactly up to 2^53 only."""
+    def parse(kinds: dict[str, pa.DataType]) -> pa.Table:
+        convert = csv.ConvertOptions(column_types=kinds, include_columns=list(columns))
+        return csv.read_csv(file, read_options=csv.ReadOptions(use_threads=False), convert_options=convert)
+
+    try:
+        return parse(dict.fromkeys(columns, pa.int64()))
+    except pa.ArrowInvalid:
+        return parse(columns)
+
+
+def _check_nodes(file: Path, node: np.ndarray, label: np.ndarray) -> None:
     if len(wrong := np.flatnonzero(node != np.arange(len(node)))):
         row = int(wrong[0])
         raise DataError(f"{file}: line {row + 2}: node is {node[row]}, not {row}; number nodes from 0, in order")
+    if len(wrong := np.flatnonzero(label < -1)):
+        row = int(wrong[0])
+        raise DataError(f"{file}: line {row + 2}: label is {label[row]}; write a class from 0, or -1 where it is not known")
 
 
-def _check_events(file: Path, src: np.ndarray, dst: np.ndarray, t: np.ndarray, nodes: int, first_id: int = 0) -> None:
+def _check_events(file: Path, src: np.ndarray, dst: np.ndarray, t: np.ndarray, nodes: int, first_id: int = 0,
+                  first_line: int = 2, unit: str = "line") -> None:
     """Refuse streams that are out of order or name nodes that do not exist."""
     if not len(t):
         raise DataError(f"{file}: has no events")
     if len(late := np.flatnonzero(np.diff(t) < 0)):
         row = int(late[0]) + 1
-        raise DataError(f"{file}: line {row + 2}: time {t[row]:g} comes after {t[row - 1]:g}; sort events by time")
+        raise DataError(f"{file}: {unit} {row + first_line}: time {t[row]} comes after {t[row - 1]}; sort events by time")
     for name, ids in (("src", src), ("dst", dst)):
         if len(wrong := np.flatnonzero((ids < 0) | (ids >= nodes))):
             row = int(wrong[0])
-            raise DataError(f"{file}: line {row + 2}: {name} is {ids[row] + first_id}, and there are nodes {first_id} to "
+            raise DataError(f"{file}: {unit} {row + first_line}: {name} is {ids[row] + first_id}, and there are nodes {first_id} to "
                             f"{nodes - 1 + first_id}; add the node, or drop the event")
 
 
@@ -148,6 +165,12 @@ def _tasks(file: Path, label: np.ndarray) -> tuple[list[list[int]], list[tuple[f
         raise DataError(f"{file}: no such file; it lists the windows with the classes that each opens") from None
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f'{file}: must hold {{"tasks": [{{"start": 0, "end": 9, "classes": [0, 1]}}, …]}} ({error})') from None
+    for number, (begin, end) in enumerate(windows):
+        if end < begin or (number and begin <= windows[number - 1][1]):
+            raise DataError(f"{file}: task {number} lasts from {begin:g} to {end:g}; a window ends after it starts, and starts after the "
+                            "one before it has ended")
+        if not tasks[number]:
+            raise DataError(f"{file}: task {number} opens no class; list its classes, or merge its window with another")
     listed = [c for classes in tasks for c in classes]
     if len(set(listed)) < len(listed) or sorted(listed) != list(range(len(listed))):
         raise DataError(f"{file}: tasks must open each of the classes 0 to {len(listed) - 1} once, not {listed}")
@@ -164,7 +187,12 @@ def _features(file: Path, nodes: int | None) -> np.ndarray:
         if nodes is None:
             raise DataError(f"{file}: no such file; it holds one row of features a node")
         return np.ones((nodes, 1), np.float32)
-    rows = np.load(file)
+    try:
+        rows = np.load(file)
+    except (ValueError, OSError):
+        raise DataError(f"{file}: is no array of numbers; write it with numpy.save") from None
+    if rows.dtype.kind not in "fiub":
+        raise DataError(f"{file}: holds {rows.dtype}; it needs numbers")
     if rows.ndim != 2 or (nodes is not None and len(rows) != nodes):
         raise DataError(f"{file}: has shape {rows.shape}; it needs one row for each of {nodes} nodes")
     if len(wrong := np.flatnonzero(~np.isfinite(rows).all(1))):

@@ -143,6 +143,9 @@ def test_a_folder_of_tables_becomes_a_stream(tmp_path):
     ({"nodes": "0,0,0\n1,0,0\n3,1,1\n"}, "nodes.csv: line 4: node is 3, not 2"),
     ({"nodes": "0,0,0\n1,,0\n"}, "nodes.csv: line 3: label is empty; write a number, -1 for an unknown class"),
     ({"nodes": "0,0,0\n1,7,0\n2,1,1\n3,1,2\n"}, "nodes.csv: line 3: label is 7, which no task of tasks.json opens"),
+    ({"nodes": "0,0,0\n1,-2,0\n2,1,1\n3,1,2\n"}, "nodes.csv: line 3: label is -2; write a class from 0, or -1"),
+    ({"tasks": ((0, 2, [0]), (1, 3, [1]))}, "tasks.json: task 1 lasts from 1 to 3; a window .* starts after the one before it has ended"),
+    ({"tasks": ((0, 0, [0, 1]), (1, 3, []))}, "tasks.json: task 1 opens no class"),
     ({"tasks": ((0, 0, [0]), (1, 3, [0]))}, "tasks.json: tasks must open each of the classes 0 to 1 once")])
 def test_bad_tables_are_refused_with_their_line(tmp_path, change, said):
     with pytest.raises(DataError, match=said):
@@ -166,6 +169,23 @@ def test_features_must_be_finite_and_one_row_a_node(tmp_path):
     np.save(tmp_path / "features.npy", np.array([[0.0], [np.nan], [0], [0]]))
     with pytest.raises(DataError, match="row 1 holds a number that is not finite"):
         read_folder(tmp_path, "otg")
+
+
+def test_a_file_of_features_that_is_none_is_refused(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "features.npy").write_text("0.5,0.1")
+    with pytest.raises(DataError, match=r"features\.npy: is no array of numbers; write it with numpy\.save"):
+        read_folder(tmp_path, "otg")
+    np.save(tmp_path / "features.npy", np.array([["a"]] * 4))
+    with pytest.raises(DataError, match=r"features\.npy: holds <U1; it needs numbers"):
+        read_folder(tmp_path, "otg")
+
+
+def test_whole_times_keep_their_last_digit_beyond_what_a_float_holds(tmp_path):
+    last = 10**18
+    events = f"0,1,{last + 1}\n0,2,{last + 2}\n"
+    stream = read_folder(write_folder(tmp_path, events=events, tasks=((0, 10, [0]), (11, 2 * last, [1]))), "otg")
+    assert stream.t.tolist() == [last + 1, last + 2]
 
 
 def authors(folder, rows):
@@ -224,3 +244,16 @@ def test_a_generated_stream_is_the_same_for_a_seed_and_opens_its_classes_in_orde
     newest = one.class_task[one.label[kept.src]]
     assert torch.equal(newest, kept.task)
     assert 0.1 < kept.heterophilous().float().mean() < 0.4
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"dst": torch.tensor([1, 3])}, "data: event 1: dst is 3, and there are nodes 0 to 2"),
+    ({"t": torch.tensor([5, 4])}, "data: event 1: time 4 comes after 5"),
+    ({"x": torch.ones(2, 4)}, r"data: x has shape \(2, 4\); it needs one row for each of 3 nodes")])
+def test_a_temporal_data_that_does_not_fit_together_is_refused(change, said):
+    data = TemporalData(src=torch.tensor([0, 1]), dst=torch.tensor([1, 2]), t=torch.tensor([0, 1]))
+    data.label = torch.tensor([0, 0, 1])
+    for name, values in change.items():
+        setattr(data, name, values)
+    with pytest.raises(DataError, match=said):
+        of_temporal_data(data, 2)
