@@ -24,6 +24,7 @@ bench: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/kpod.py
 	$(BIN)/python benchmarks/freekd.py
+	$(BIN)/python benchmarks/otgnet.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \

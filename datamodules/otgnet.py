@@ -57,8 +57,6 @@ class OtgnetDataConfig:
             raise ValueError(f"valid: with data.test it must leave nodes to train on, not {self.valid} + {self.test}")
         if self.split_seed < 0:
             raise ValueError(f"split_seed: must not be negative, not {self.split_seed}")
-        if self.source != "generated" and self.root is None:
-            raise ValueError(f"root: must name the {self.source} data; write data.root=PATH, or data.source=generated")
 
     def without_effect(self) -> dict[str, str]:
         """Name the keys that other sources read."""
@@ -101,7 +99,9 @@ class OtgnetData(L.LightningDataModule):
         config = self.config
         if config.source == "generated":
             return opening(config.split_seed, config.protocol)
-        place = Path(config.root or "").expanduser()
+        if config.root is None:
+            raise DataError(f"data.root: must name the {config.source} data; write data.root=PATH, or data.source=generated")
+        place = Path(config.root).expanduser()
         if not place.exists():
             raise DataError(f"data.root: {place} does not exist")
         if config.source == "folder":

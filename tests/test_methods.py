@@ -36,7 +36,8 @@ def test_there_is_a_debug_experiment_for_each_method():
 
 @pytest.mark.parametrize("experiment", choices_of("experiment"))
 def test_every_experiment_composes(experiment):
-    own_text = ["data.root=somewhere"] if "source: files" in path_of("experiment", experiment).read_text() else []
+    text = path_of("experiment", experiment).read_text()
+    own_text = ["data.root=somewhere"] if "source: files" in text or "source: folder" in text else []
     config = compose([f"experiment={experiment}", *own_text])
     assert config.experiment == experiment
     assert config.method in METHODS

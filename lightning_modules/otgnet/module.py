@@ -11,8 +11,9 @@ the same on all processes: each passes its part of the batch, and the rows are s
 """
 
 import logging
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -22,24 +23,72 @@ from datamodules.task_order import EventBatch
 from lightning_modules.base import MethodModule, OptimizerFactory, optimizer_steps
 from lightning_modules.optim.adamw import AdamW, AdamWConfig
 from lightning_modules.otgnet import report
-from lightning_modules.otgnet.bottleneck import Queue
-from lightning_modules.otgnet.continual import divergence, fisher, kept_means, learning
+from lightning_modules.otgnet.bottleneck import BottleneckSection, Queue
+from lightning_modules.otgnet.continual import RetainSection, divergence, fisher, kept_means, learning
 from lightning_modules.otgnet.encoding import unit_of_time
 from lightning_modules.otgnet.exams import MEMORIES, Exams, accuracies
+from lightning_modules.otgnet.gate import GateSection
 from lightning_modules.otgnet.losses import class_shares, classification
 from lightning_modules.otgnet.measures import Matrix
 from lightning_modules.otgnet.memory import Memory
 from lightning_modules.otgnet.model import OpenModel
-from lightning_modules.otgnet.network import HeldBack, Passed
+from lightning_modules.otgnet.network import HeldBack, NetworkSection, Passed
 from lightning_modules.otgnet.progress import Progress
+from lightning_modules.otgnet.replay import ReplaySection
 from lightning_modules.otgnet.review import Review, choose
-from lightning_modules.otgnet.settings import OtgnetModuleConfig
 from lightning_modules.otgnet.view import View, look
 from lightning_modules.otgnet.walk import Found, Reach
 
 log = logging.getLogger(__name__)
 
 PARTS = ("code.code", "code.club", "code.mine")  # of the model, each with an optimizer of its own
+
+
+@dataclass(frozen=True)
+class OtgnetModuleConfig:
+    network: NetworkSection = field(default_factory=NetworkSection)
+    """encoder and classifier"""
+    gate: GateSection = field(default_factory=GateSection)
+    """what passes between classes"""
+    bottleneck: BottleneckSection = field(default_factory=BottleneckSection)
+    """how the class-agnostic code learns"""
+    replay: ReplaySection = field(default_factory=ReplaySection)
+    """what is kept of finished tasks, and how it is trained on again"""
+    retain: RetainSection = field(default_factory=RetainSection)
+    """what else holds on to finished tasks: EWC, LwF, iCaRL's nearest mean"""
+    classes: Literal["open", "task", "both"] = "open"
+    """what a label competes with in the loss: all open classes, those of its own task, or the mean of both losses"""
+    balance: bool = True
+    """raise logits by the log of their class's share in training, so that new classes do not crowd out replayed ones"""
+    carry: bool = True
+    """begin a task with the memory that the last one left; false: with a fresh one"""
+    keep: Literal["best", "last"] = "best"
+    """weights that a task ends with: of the pass with the best validation, or of the last"""
+    select: Literal["class_il", "task_il"] = "class_il"
+    """accuracy on the task's validation nodes that is best"""
+    frozen_heads: bool = False
+    """never train the heads"""
+    compat: Literal["none", "official"] = "none"
+    """official: the public code's choices. Heads are never trained and compete within a task only, empty slots take part in the attention,
+    no votes, no balance, memory starts anew in each task, the code learns as fast as its estimators; triads are kept by the plain product
+    of gradients, with the opposite sign"""
+
+    def __post_init__(self) -> None:
+        if self.retain.nearest_mean and self.replay.kind == "none":
+            raise ValueError("retain.nearest_mean: must be false where replay.kind=none keeps no events whose mean could be taken")
+
+    def settled(self) -> "OtgnetModuleConfig":
+        """Return the settings with the preset in force."""
+        if self.compat == "none":
+            return self
+        return replace(self, network=replace(self.network, masked=False, votes=0), classes="task", balance=False, carry=False, keep="best",
+                       select="task_il", frozen_heads=True, bottleneck=replace(self.bottleneck, lr=0.005, estimator_lr=0.005),
+                       replay=replace(self.replay, importance="gradient", helpful=False))
+
+    def without_effect(self) -> dict[str, str]:
+        """Name what the preset decides."""
+        names = ("classes", "balance", "carry", "keep", "select", "frozen_heads")
+        return dict.fromkeys(names, "compat=official decides it") if self.compat == "official" else {}
 
 
 class OtgnetModule(MethodModule):

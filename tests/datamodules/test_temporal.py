@@ -257,3 +257,8 @@ def test_a_temporal_data_that_does_not_fit_together_is_refused(change, said):
         setattr(data, name, values)
     with pytest.raises(DataError, match=said):
         of_temporal_data(data, 2)
+
+
+def test_data_that_nobody_names_are_asked_for():
+    with pytest.raises(DataError, match=r"data\.root: must name the folder data; write data\.root=PATH, or data\.source=generated"):
+        OtgnetData(OtgnetDataConfig(source="folder")).setup()
