@@ -22,7 +22,7 @@ from pathlib import Path
 
 from kpod_comparison import interval
 from optimizer_step import table
-from results import write_section
+from results import keep, write_section
 
 from pipelines.__main__ import main as fivefold
 
@@ -132,13 +132,6 @@ def figures(folder: Path) -> dict[str, float]:
     """Take from a run's folder what the table needs."""
     results = json.loads((folder / "run.json").read_text())["results"]
     return {name: value for name, value in results.items() if name.startswith("test/")}
-
-
-def keep(record: Path, values: dict[str, float]) -> None:
-    """Write a record whole or not at all."""
-    part = record.parent / f"{record.name}.part"
-    part.write_text(json.dumps(values))
-    part.replace(record)
 
 
 def read(record: Path) -> Run:

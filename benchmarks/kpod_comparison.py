@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from results import write_section
+from results import keep, write_section
 from scipy.stats import t as student
 
 TUNING_SEED, SEEDS, RATES = 1, (11, 12, 13), (0.0005, 0.001)
@@ -50,7 +50,7 @@ def run(name: str, rate: float, seed: int, out: Path) -> dict[str, Any]:
         if done.returncode:
             raise SystemExit(f"{place.name}: {done.stderr.strip()}")
     if not record.is_file():
-        record.write_text(json.dumps(_figures(place)))
+        keep(record, _figures(place))
         print(f"{place.name}: {json.loads(record.read_text())['accuracy']:.1%}", flush=True)
     return json.loads(record.read_text())
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from kpod_comparison import interval
 from optimizer_step import table
-from results import write_section
+from results import keep, write_section
 
 from pipelines.__main__ import main as fivefold
 
@@ -69,9 +69,7 @@ def train(contender: str, seed: int, words: argparse.Namespace) -> dict[str, flo
             if status := fivefold(line):
                 raise SystemExit(f"{name}: exit status {status}")
         results = json.loads((words.out / name / "run.json").read_text())["results"]
-        part = record.with_suffix(".part")
-        part.write_text(json.dumps({key: value for key, value in results.items() if key.startswith("test/") or key == "seconds"}))
-        part.replace(record)
+        keep(record, {key: value for key, value in results.items() if key.startswith("test/") or key == "seconds"})
         print(f"{name}: class-IL AP {results['test/class_il/AP']:.1f}", flush=True)
     return json.loads(record.read_text())
 

@@ -1,5 +1,6 @@
-"""Write a benchmark's table into RESULTS.md, between the two comment lines that carry its name."""
+"""What benchmarks leave: a table in RESULTS.md, between the two comment lines that carry its name, and the figures of single runs."""
 
+import json
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -16,3 +17,10 @@ def write_section(name: str, text: str, results: Path = RESULTS) -> None:
     else:
         page = f"{page.rstrip()}\n\n{section}\n"
     results.write_text(page, encoding="utf-8")
+
+
+def keep(record: Path, values: dict[str, float]) -> None:
+    """Write the figures of one run into a JSON file, whole or not at all."""
+    part = record.parent / f"{record.name}.part"
+    part.write_text(json.dumps(values))
+    part.replace(record)

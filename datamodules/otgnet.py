@@ -43,8 +43,6 @@ class OtgnetDataConfig:
     """draws the parts, and the generated stream"""
     strict_time: bool = False
     """do not look at events of the very time of the one that asks, either; without, the order in the file decides"""
-    seed: int | None = None
-    """not used: events keep their order; None: run.seed"""
 
     def __post_init__(self) -> None:
         for name in ("passes", "batch_size", "classes_per_task"):

@@ -6,7 +6,7 @@ time, in the order of their numbers, and an event belongs to the task of its lat
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -47,15 +47,6 @@ class TemporalStream:
         for task, classes in enumerate(self.tasks):
             found[classes] = task
         return found
-
-    def of_tasks(self) -> "TemporalStream":
-        """Return the stream without the events of no task."""
-        kept = self.task >= 0
-        return replace(self, src=self.src[kept], dst=self.dst[kept], t=self.t[kept], task=self.task[kept])
-
-    def heterophilous(self) -> Tensor:
-        """Tell which events join two classes, (E,) bool."""
-        return self.label[self.src] != self.label[self.dst]
 
 
 def windowed_tasks(src: np.ndarray, dst: np.ndarray, window: np.ndarray, label: np.ndarray, first: np.ndarray,

@@ -96,11 +96,12 @@ class TrainerSection:
             raise ValueError(f"max_time: must be written DD:HH:MM:SS, such as 00:01:30:00, not {self.max_time}")
 
     def without_effect(self) -> dict[str, str]:
-        """Name the keys that a trial run overrides, and an interval between validations that never happen."""
+        """Name the keys that a trial run overrides, an interval between validations that never happen, and what CPUs alone read."""
         if self.fast_dev_run:
             names = ("max_steps", "max_epochs", "val_every_n_steps", "limit_train_batches", "limit_val_batches", "overfit_batches")
             return dict.fromkeys(names, "fast_dev_run takes one batch of everything")
-        return {"val_every_n_steps": "limit_val_batches=0 means no validation"} if self.limit_val_batches == 0 else {}
+        idle = {"keep_memory": "accelerator=gpu trains on no CPU"} if self.accelerator == "gpu" else {}
+        return idle | ({"val_every_n_steps": "limit_val_batches=0 means no validation"} if self.limit_val_batches == 0 else {})
 
 
 @dataclass(frozen=True)

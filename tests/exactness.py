@@ -1,10 +1,13 @@
 """What two runs must have in common to be called the same."""
 
 import csv
+import warnings
 
 import torch
 
+from pipelines.build import build
 from pipelines.checkpoints import WholeFiles
+from pipelines.config import compose
 
 
 def state(folder):
@@ -39,3 +42,16 @@ def rows(folder):
 def latest(words):
     """Keep the later of two words for the same key."""
     return list({word.partition("=")[0]: word for word in words}.values())
+
+
+def fitted_in_process(words, change=None):
+    """Train as `words` say in this process, without a folder, warnings and a bar; `change` alters the data before they are used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        built = build(compose(words), None)
+        if change is not None:
+            built.data.setup()
+            change(built.data)
+        built.trainer.progress_bar_callback.disable()
+        built.trainer.fit(built.module, datamodule=built.data)
+    return built.module

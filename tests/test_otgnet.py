@@ -2,37 +2,20 @@
 
 import json
 import shutil
-import warnings
 
 import pytest
 import torch
 
 from lightning_modules.otgnet.walk import walk
-from pipelines.build import build
-from pipelines.config import compose
 from pipelines.runs import steps_saved
-from tests.exactness import assert_same, latest
+from tests.exactness import assert_same, fitted_in_process, latest
 
 WORDS = ["experiment=otgnet_debug", "trainer.threads=1", "trainer.max_steps=-1", "trainer.max_epochs=1", "trainer.limit_val_batches=1",
          "trainer.val_every_n_steps=null", "data.batch_size=400", "data.passes=2"]
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def fitted(*words, change=None):
-    """Train in this process, without a folder; `change` alters the data once they are cut into parts."""
-    built = build(compose(latest([*WORDS, *words])), None)
-    built.data.setup()
-    if change is not None:
-        change(built.data)
-    built.trainer.progress_bar_callback.disable()
-    built.trainer.fit(built.module, datamodule=built.data)
-    return built.module
+    return fitted_in_process(latest([*WORDS, *words]), change)
 
 
 def scramble(*parts):

@@ -25,16 +25,17 @@ from torch.optim import Optimizer
 
 from datamodules.graphs import GraphBatch
 from lightning_modules.base import MethodModule, OptimizerFactory, OwnFolder, Table, optimizer_steps
+from lightning_modules.constant import constant
 from lightning_modules.freekd import prompt, step
 from lightning_modules.freekd.agent import Agent, AgentSection, CollapseWatch
 from lightning_modules.freekd.export import save_networks
 from lightning_modules.freekd.networks import Features, NetworkConfig, make_network
 from lightning_modules.freekd.pieces import in_pieces
-from lightning_modules.freekd.processes import from_all
 from lightning_modules.freekd.prompt import FeaturePrompt, PromptSection
 from lightning_modules.freekd.scores import Scoreboard
 from lightning_modules.freekd.step import Decision, DistilSection, Experience, Place, RewardSection, Seen
 from lightning_modules.optim.adamw import AdamW, AdamWConfig
+from lightning_modules.processes import from_all
 
 Outputs = list[tuple[Tensor, Tensor]]  # of each network: encodings (n, d), logits (n, C)
 
@@ -237,7 +238,7 @@ class FreekdModule(MethodModule):
         """Return the prompts' objective at the networks as they are."""
         assert self.networks is not None
         config, plain = self.config.prompt, [batch.features(k) for k in range(len(self.networks))]
-        with self.resting(), prompt.constant(self.networks):
+        with self.resting(), constant(self.networks):
             with torch.no_grad():
                 before = step.see(self.outputs(self.networks, plain, batch, None), place, self.multi_label)
             views = [own(x) for own, x in zip(self.prompts, plain, strict=True)]

@@ -10,8 +10,7 @@ The tokens t begin at 0, so that training begins as without prompts. While promp
 optimisation each follows the other: networks, agent, prompts, networks, ..., every one with the latest of the others.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -68,19 +67,6 @@ class FeaturePrompt(nn.Module):
     def forward(self, x: Tensor) -> Shifted:
         """Return x' of features (n, F), dense or sparse CSR."""
         return Shifted(x, project(x, self.asks.weight).softmax(-1), self.tokens)
-
-
-@contextmanager
-def constant(*modules: nn.Module) -> Iterator[None]:
-    """Hold the weights of modules still: what is computed inside has no gradient into them."""
-    weights = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for p in weights:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in weights:
-            p.requires_grad_(True)
 
 
 def undistorted(ce: Tensor, plain: Tensor, prompted: Tensor, view: Shifted, config: PromptSection) -> Tensor:

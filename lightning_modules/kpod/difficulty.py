@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from datamodules.blocks import IGNORED
 from datamodules.samples import Samples
 from lightning_modules.kpod.loss import token_nll
+from lightning_modules.processes import from_all, from_first
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def nll_of_all(samples: Samples, batches: Batches, forward: Callable[[Batch], Te
     done = from_first([walk.read(number, chunk) is not None for number, chunk in enumerate(chunks)])
     for number, chunk in enumerate(chunks):
         if not done[number]:
-            found = _gathered(_share(chunk, samples, batches, forward))
+            found = dict(pair for share in from_all(_share(chunk, samples, batches, forward)) for pair in share.items())
             if _rank() == 0:
                 walk.write(number, np.concatenate([found[index] for index in chunk.tolist()]))
     return from_first(_placed(samples, chunks, walk) if _rank() == 0 else None)
@@ -145,21 +145,3 @@ def _starts(segments: np.ndarray) -> np.ndarray:
 
 def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _gathered(found: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """Bring the shares of all processes to the first one."""
-    if not dist.is_initialized():
-        return found
-    shares: list[dict[int, np.ndarray]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(shares, found)
-    return {index: values for share in shares for index, values in share.items()}
-
-
-def from_first(value: Any) -> Any:
-    """Hand what the first process has to all."""
-    if dist.is_initialized():
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
-    return value

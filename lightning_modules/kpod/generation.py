@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import GenerationConfig
 
 from lightning_modules.optim.projection import seed_of
+from lightning_modules.processes import from_all
 
 LONGEST = {False: 512, True: 384}  # new tokens of causal and encoder-decoder students, unless told
 
@@ -114,11 +115,7 @@ def sharded(model: nn.Module) -> bool:
 
 def gather_texts(texts: list[tuple[int, str]]) -> dict[int, str]:
     """Return the texts of all processes by index, on every process; an index that comes twice counts once."""
-    parts: list[Any] = [texts]
-    if dist.is_available() and dist.is_initialized():
-        parts = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, texts)
     found: dict[int, str] = {}
-    for index, text in (pair for part in parts for pair in part):
+    for index, text in (pair for part in from_all(texts) for pair in part):
         found.setdefault(index, text)
     return dict(sorted(found.items()))

@@ -18,9 +18,10 @@ from torch import Tensor
 from datamodules.cache import build_once
 from datamodules.kpod import KpodData
 from lightning_modules.kpod.clusters import cluster, question_vectors, source_key
-from lightning_modules.kpod.difficulty import from_first, nll_of_all, step_difficulties
+from lightning_modules.kpod.difficulty import nll_of_all, step_difficulties
 from lightning_modules.kpod.schedule import Schedule, ScheduleSection, make_schedule
 from lightning_modules.kpod.weighting.artefact import read_weights
+from lightning_modules.processes import from_first
 
 log = logging.getLogger(__name__)
 

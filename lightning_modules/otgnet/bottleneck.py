@@ -1,13 +1,13 @@
 """The class-agnostic code z = f_phi(x): min I(Z;Y) - beta I(Z;X), by an upper bound (CLUB) and a lower one (MINE)."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lightning_modules.constant import constant
 
 TINY = 1e-6  # added to variances
 ABSURD = 1000.0  # a bound beyond is not learnt from
@@ -115,19 +115,6 @@ class Bottleneck(nn.Module):
         estimators = self.club.loss(held, y, opened) - self.mine.bound(x, held, held[drawn])
         absurd = (code.detach().abs() > ABSURD) | ~code.detach().isfinite()
         return Bounds(torch.where(absurd, 0.0 * held.sum(), code), estimators, club.detach(), mine.detach())
-
-
-@contextmanager
-def constant(*networks: nn.Module) -> Iterator[None]:
-    """Let nothing that is computed meanwhile train the networks."""
-    parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
-    for p in parameters:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in parameters:
-            p.requires_grad_(True)
 
 
 class Queue:

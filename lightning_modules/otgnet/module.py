@@ -38,6 +38,7 @@ from lightning_modules.otgnet.replay import ReplaySection
 from lightning_modules.otgnet.review import Review, choose
 from lightning_modules.otgnet.view import View, look
 from lightning_modules.otgnet.walk import Found, Reach
+from lightning_modules.processes import from_all
 
 log = logging.getLogger(__name__)
 
@@ -269,17 +270,9 @@ class OtgnetModule(MethodModule):
             rows = rows.new_zeros(len(node), rows.shape[1]).index_copy(0, place, rows)
             dist.all_reduce(rows)
         self.progress.memory.write(node, key, rows)
-        parts = [held.to(self.device) for held in self._from_all(held)]
+        parts = [held.to(self.device) for held in from_all(held)]
         order = HeldBack.ordered(parts)
         self.queue.add(order.x, order.label)
-
-    def _from_all(self, mine: Any) -> list[Any]:
-        """Collect an object from every process."""
-        if self.trainer.world_size == 1:
-            return [mine]
-        found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, mine)
-        return found
 
     # -- the end of a pass, and of a task ----------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lightning_modules.constant import constant
 from lightning_modules.freekd import prompt
 from lightning_modules.freekd.losses import log_probabilities
 from lightning_modules.freekd.networks import KINDS, NetworkConfig, Shifted, make_network
@@ -75,7 +76,7 @@ def test_linear_cka_is_that_of_kernels_and_knows_no_rotation():
 def test_while_prompts_learn_the_networks_are_constants(features):
     network, own = make_network("gcn", 12, 3, NetworkConfig(hidden=8)), FeaturePrompt(12, 2)
     edges = torch.randint(30, (2, 60))
-    with prompt.constant(network):
+    with constant(network):
         _, logits = network(own(features), edges)
     logits.square().sum().backward()
     assert own.tokens.grad.abs().sum() > 0

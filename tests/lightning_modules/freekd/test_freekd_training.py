@@ -12,30 +12,14 @@ import torch
 from lightning_modules.freekd import pieces
 from lightning_modules.freekd.agent import CollapseWatch
 from lightning_modules.freekd.module import FreekdModule
-from pipelines.build import build
-from pipelines.config import compose
 from pipelines.runs import steps_saved
-from tests.exactness import assert_same, latest
+from tests.exactness import assert_same, fitted_in_process, latest
 
 WORDS = ["experiment=freekd_debug", "trainer.threads=1", "trainer.max_steps=4", "trainer.limit_val_batches=0", "data.batch=full"]
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def fitted(*words, change=None):
-    """Train in this process, without a folder; `change` alters the data before they are used."""
-    built = build(compose(latest([*WORDS, *words])), None)
-    if change is not None:
-        built.data.setup()
-        change(built.data)
-    built.trainer.progress_bar_callback.disable()
-    built.trainer.fit(built.module, datamodule=built.data)
-    return built.module
+    return fitted_in_process(latest([*WORDS, *words]), change)
 
 
 def weights(module, part=""):
