@@ -97,6 +97,7 @@ class OtgnetModule(MethodModule):
 
     STRATEGIES = ("single", "ddp")
     OPTIMIZERS = 4
+    UNIT = "events"
 
     def __init__(self, config: OtgnetModuleConfig, optimizer: OptimizerFactory) -> None:
         super().__init__(config.settled(), optimizer)
