@@ -39,6 +39,7 @@ $(VENV)/ready: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/ready-dev: $(VENV)/ready
 	$(PIP) --no-build-isolation -e .[dev]
+	$(PIP) --no-deps sweeps==0.3.0  # W&B's schema of sweep files: it asks for an older numpy than it needs
 	touch $@
 
 $(VENV)/ready-bench: $(VENV)/ready-dev

@@ -8,6 +8,7 @@ import warnings
 COMMANDS = {  # name -> module with run(argv) -> exit status, and what it is for
     "train": ("pipelines.train", "train a method, or resume a run"),
     "evaluate": ("pipelines.evaluate", "validate a run's checkpoint again"),
+    "sweep": ("pipelines.sweep", "search settings, on W&B's server or here"),
     "estimate": ("pipelines.estimate", "tell how much memory a run takes on each device"),
     "export": ("pipelines.export", "write a run's model as a Hugging Face folder"),
     "doctor": ("pipelines.doctor", "check this machine: packages, devices, folders"),
@@ -59,6 +60,8 @@ def front_door() -> str:
     lines += [f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items()]
     lines += ["", "methods:"]
     lines += [f"  {name:<10} {summary_of('method', name)}" for name in choices_of("method")]
+    lines += ["", "sweeps:"]
+    lines += [f"  {name:<18} {summary_of('sweep', name)}" for name in choices_of("sweep")]
     lines += ["", "choices:"]
     lines += [f"  {group:<10} {', '.join(choices_of(group))}" for group in GROUPS if group != "method"]
     return "\n".join([*lines, "", "fivefold train method=NAME --help shows every key of a run; --cfg where each value comes from."])

@@ -134,6 +134,16 @@ def results_table(results: Mapping[str, float], folder: Path, status: str) -> No
     _print(Group(Text(status, style="bold"), table, Text(f"run folder: {folder}")))
 
 
+def sweep_table(columns: list[str], rows: list[list[Any]], folder: Path) -> None:
+    """Print the trials of a sweep."""
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(Text(name), style="cyan" if name == "trial" else None)
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell)) for cell in row))
+    _print(Group(table, Text(f"sweep folder: {folder}")))
+
+
 def _print(what: RenderableType) -> None:
     """Print to the terminal, or in wide lines to a file or pipe."""
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)

@@ -121,6 +121,18 @@ def claim(folder: Path) -> IO[str]:
     return file
 
 
+def is_claimed(folder: Path) -> bool:
+    """Tell whether a process is training in a run folder."""
+    if not (folder / ".lock").exists():
+        return False
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
+
+
 def never_began(folder: Path) -> bool:
     """Tell whether a folder is that of a run of which no step has left a trace."""
     return (folder / RECORD).exists() and not (folder / "metrics.csv").exists() and newest_checkpoint(folder) is None

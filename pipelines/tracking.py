@@ -96,11 +96,11 @@ def wandb_mode(mode: str) -> str:
     """Turn `auto` into WANDB_MODE if that is set, else online when logged in and offline otherwise; never ask."""
     if mode != "auto":
         return mode
-    wished = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+    wished = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
     return {"run": "online", "dryrun": "offline"}.get(wished, wished)
 
 
-def _logged_in() -> bool:
+def logged_in() -> bool:
     """Ask wandb whether it finds credentials for its server, good or bad: with bad ones, starting a run says what is wrong."""
     import wandb
     from wandb.sdk.lib.wbauth import authenticate_session
@@ -116,7 +116,7 @@ def wandb_logger(config: RunConfig, folder: Path) -> WandbLogger:
     import wandb
 
     mode = wandb_mode(config.logger.mode)
-    if mode == "online" and not _logged_in():  # on a terminal, wandb would ask
+    if mode == "online" and not logged_in():  # on a terminal, wandb would ask
         raise ConfigError("logger.mode: online, but W&B is not logged in; run wandb login, or write logger.mode=auto")
     try:
         run = _start(config, folder, mode)
