@@ -87,7 +87,6 @@ CONTENDERS = {
     "by-loss": Contender("direction by loss, labelled nodes", (*LABELLED, "module.distil.direction=loss", "module.distil.structure=all")),
     "paper": Contender("FreeKD as in the paper", PAPER),
     "prompt": Contender("FreeKD-Prompt", (*PAPER, "module.prompt.tokens=5")),
-    "alternating": Contender("FreeKD-Prompt, alternating", (*PAPER, "module.prompt.tokens=5", "module.prompt.alternate=true")),
     "plus": Contender("FreeKD++ (GCN, SAGE, GAT)", PAPER, ("gcn", "sage", "gat")),
     "advantage": Contender("FreeKD, reward by level", LABELLED),
     "mutual-all": Contender("mutual, all nodes", (*EVERYWHERE, "module.distil.direction=mutual")),

@@ -6,7 +6,7 @@ A step makes one forward pass of each network, one summed backward pass through 
     agent      REINFORCE on the choices of the step before, whose worth was found once the networks had been updated
     prompts    undistorted and diverse views, with the networks held still
 
-Prompts have a backward pass of their own: they alternate with the networks, or move in the same moment.
+Prompts have a backward pass of their own: they alternate with the networks.
 
 What crosses from one to another is constant, so the sum keeps them apart, and DDP sees every gradient once. Only the networks'
 optimizer is counted in `trainer.global_step`: a training step is one step.
@@ -173,8 +173,6 @@ class FreekdModule(MethodModule):
         assert self.networks is not None
         seed = int(torch.randint(2**31, ()))
         views = self.features(batch)
-        if self.prompts and not config.prompt.alternate:
-            self._learn_prompts(batch, place)
         seen = step.see(self.outputs(self.networks, views, batch, seed), place, self.multi_label)
         cosine = self._cosines(seen, place)
         decision = self._decision(seen, cosine, batch, place, number)
@@ -188,7 +186,7 @@ class FreekdModule(MethodModule):
         self._update()
         if decision is not None and config.distil.asks_agent:
             self._judge(decision, batch, place, views)
-        if self.prompts and config.prompt.alternate:
+        if self.prompts:
             self._learn_prompts(batch, place)
 
     def _cosines(self, seen: Seen, place: Place) -> Tensor:

@@ -26,15 +26,15 @@ def gain(here, tmp_path, cache, experiment, seed):
 @pytest.mark.slow
 @needs_graphs
 def test_the_agent_gains_two_points_where_labels_are_few(here, tmp_path, cache):
-    gains = [gain(here, tmp_path, cache, "freekd_citeseer_public", seed) for seed in (1, 2)]
-    assert sum(gains) / 2 > 2
+    gains = [gain(here, tmp_path, cache, "freekd_citeseer_public", seed) for seed in range(1, 7)]
+    assert sum(gains) / 6 > 2
 
 
 @pytest.mark.slow
 @needs_graphs
 def test_the_papers_setting_does_no_harm_where_labels_are_many(here, tmp_path, cache):
-    gains = [gain(here, tmp_path, cache, "freekd_cora", seed) for seed in (1, 2)]
-    assert sum(gains) / 2 > -0.2
+    gains = [gain(here, tmp_path, cache, "freekd_cora", seed) for seed in range(1, 7)]
+    assert sum(gains) / 6 > -0.2
 
 
 def step_as_large_as_physics():

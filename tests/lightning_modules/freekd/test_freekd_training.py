@@ -71,7 +71,7 @@ def test_prompts_at_zero_make_the_first_step_of_no_prompts():
     assert not torch.equal(two.networks[0].convs[0].lin.weight, prompted_two.networks[0].convs[0].lin.weight)
 
 
-def prompts_by_hand(module, lr=1e-3):
+def prompts_by_hand(module, lr=3e-5):
     """Move the tokens from 0 by Adam's first step, lr g / (|g| + eps), g the gradient at the module's networks as they are."""
     batch = next(iter(module.trainer.datamodule.train_dataloader()))
     module.train()
@@ -81,16 +81,13 @@ def prompts_by_hand(module, lr=1e-3):
     return [-lr * g / (g.abs() + 1e-8) for g in gradients]
 
 
-def test_prompts_that_alternate_learn_at_the_networks_after_their_step_and_others_at_those_before():
-    """A run whose prompts have a rate of nothing shows the networks after one step, one whose networks have, those before."""
-    one, beside = (fitted("trainer.max_steps=1", f"module.prompt.alternate={word}") for word in ("true", "false"))
-    stepped = fitted("trainer.max_steps=1", "module.prompt.lr=1e-30")
-    untouched = fitted("trainer.max_steps=1", "module.prompt.lr=1e-30", "optim.lr=1e-30")
+def test_prompts_learn_at_the_networks_that_have_stepped():
+    """A run whose prompts have a rate of nothing shows the networks after one step."""
+    one, stepped = fitted("trainer.max_steps=1"), fitted("trainer.max_steps=1", "module.prompt.lr=1e-30")
     assert_same(weights(one, "networks."), weights(stepped, "networks."))
-    for found, networks in ((one, stepped), (beside, untouched)):
-        for own, wanted in zip(found.prompts, prompts_by_hand(networks)):
-            assert torch.allclose(own.tokens, wanted, atol=1e-5)
-    assert (one.prompts[0].tokens - beside.prompts[0].tokens).abs().max() > 1e-4
+    for own, wanted in zip(one.prompts, prompts_by_hand(stepped)):
+        assert torch.allclose(own.tokens, wanted, atol=3e-7)
+        assert own.tokens.abs().max() > 2e-5
 
 
 SWITCHES = {
@@ -101,7 +98,6 @@ SWITCHES = {
     "no structure level": ["module.distil.structure=none"], "centered": ["module.reward.kind=centered"],
     "three networks": ["module.networks=[gcn,sage,gat]", "module.network.heads=2"],
     "no twins": ["module.compare_base=false"], "cka": ["module.prompt.similarity=cka"],
-    "prompts after networks": ["module.prompt.alternate=true"],
     "no labels in the reward": ["module.reward.unlabelled=none"], "ramp": ["module.distil.warmup=1", "module.distil.ramp=2"],
 }
 
@@ -244,7 +240,7 @@ def distributed(fivefold_in, tmp_path: Path, name: str, *words: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("more", [[], ["module.distil.direction=mutual", "module.prompt.alternate=true"]])
+@pytest.mark.parametrize("more", [[], ["module.distil.direction=mutual"]])
 def test_two_processes_that_see_the_same_graph_train_like_one(strategy, more, fivefold_in, tmp_path):
     """If the ranks parted, or a gradient were not averaged, their common weights could not be those of one process."""
     words = ["module.reward.kind=centered", "trainer.max_steps=6", *more]
