@@ -9,6 +9,7 @@ COMMANDS = {  # name -> module with run(argv) -> exit status, and what it is for
     "train": ("pipelines.train", "train a method, or resume a run"),
     "evaluate": ("pipelines.evaluate", "validate a run's checkpoint again"),
     "sweep": ("pipelines.sweep", "search settings, on W&B's server or here"),
+    "report": ("pipelines.report", "compare runs over seeds, or tell two runs apart"),
     "estimate": ("pipelines.estimate", "tell how much memory a run takes on each device"),
     "export": ("pipelines.export", "write a run's model as a Hugging Face folder"),
     "doctor": ("pipelines.doctor", "check this machine: packages, devices, folders"),

@@ -134,6 +134,30 @@ def results_table(results: Mapping[str, float], folder: Path, status: str) -> No
     _print(Group(Text(status, style="bold"), table, Text(f"run folder: {folder}")))
 
 
+def report_tables(tables: list[tuple[str, list[str], list[list[str]]]]) -> None:
+    """Print a table for each metric of several runs."""
+    for metric, header, rows in tables:
+        table = Table(box=None, pad_edge=False, title=Text(metric, style="bold"), title_justify="left")
+        for name in header:
+            table.add_column(Text(name), justify="left" if name == "contender" else "right")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        _print(table)
+
+
+def changes_table(title: str, names: tuple[str, str], changes: list[tuple[str, Any, Any]]) -> None:
+    """Print what differs between two runs, or that nothing does."""
+    if not changes:
+        _print(Text(f"{title}: the same", style="bold"))
+        return
+    table = Table(box=None, pad_edge=False, title=Text(title, style="bold"), title_justify="left")
+    for name in ("", *names):
+        table.add_column(Text(name))
+    for key, one, other in changes:
+        table.add_row(Text(key, style="cyan"), Text(str(one)), Text(str(other)))
+    _print(table)
+
+
 def sweep_table(columns: list[str], rows: list[list[Any]], folder: Path) -> None:
     """Print the trials of a sweep."""
     table = Table(box=None, pad_edge=False)

@@ -45,3 +45,26 @@ def draw_loss(metrics: Path, picture: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(picture)
+
+
+def draw_curves(curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]], picture: Path) -> bool:
+    """Draw the course of each metric: a line a contender, its 95 % interval over seeds around it; False where there is nothing to draw.
+
+    `curves` holds, by metric and contender, optimizer steps, means and half widths.
+    """
+    drawn = {metric: lines for metric, lines in curves.items() if lines}
+    if not drawn:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.4 * len(drawn)), dpi=120, layout="constrained")
+    for axes, (metric, lines) in zip(figure.subplots(len(drawn), squeeze=False)[:, 0], drawn.items(), strict=True):
+        for name, (steps, means, halves) in lines.items():
+            (line,) = axes.plot(steps, means, linewidth=1.4, label=name)
+            axes.fill_between(steps, means - halves, means + halves, color=line.get_color(), alpha=0.15, linewidth=0)
+        axes.set_ylabel(metric)
+        axes.set_xlabel("optimizer step")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize="small")
+    figure.savefig(picture)
+    return True

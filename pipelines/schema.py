@@ -29,6 +29,8 @@ class RunSection:
     """folder that holds all runs"""
     seed: int = 1
     """seeds python, numpy, torch and the data order"""
+    seeds: int = 1
+    """train under so many seeds, run.seed and those after it, as runs of one group, and compare them at the end"""
     resume: str | None = None
     """auto (newest unfinished run with the same settings), a run folder, or a checkpoint"""
     tags: list[str] = field(default_factory=list)
@@ -37,8 +39,9 @@ class RunSection:
     """free text for the run record"""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed: must lie in 0..2^32-1, not {self.seed}")
+        positive("seeds", self.seeds)
+        if not 0 <= self.seed <= 2**32 - self.seeds:
+            raise ValueError(f"seed: must lie in 0..2^32-1, and so must those of run.seeds after it, not {self.seed}")
         if self.name is not None and not re.fullmatch(r"(?!\.)[^/\\\x00-\x1f]+", self.name):
             raise ValueError(f"name: must be the name of one folder, not '{self.name}'; run.root says where it lies")
 
@@ -159,11 +162,11 @@ class LoggerSection:
     entity: str | None = None
     """W&B team or user"""
     group: str | None = None
-    """W&B group of runs that belong together"""
+    """runs that belong together, for W&B and `fivefold report`"""
 
     def without_effect(self) -> dict[str, str]:
         """Name the keys that only W&B reads."""
-        return dict.fromkeys(("mode", "project", "entity", "group"), "name=csv leaves W&B out") if self.name == "csv" else {}
+        return dict.fromkeys(("mode", "project", "entity"), "name=csv leaves W&B out") if self.name == "csv" else {}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pipelines.processes import rank
 from pipelines.resume import Place, place_for, way_on, with_settings_of_run
 from pipelines.runs import claim, command_line, end_record, never_began, start_record
 from pipelines.schema import RunConfig
+from pipelines.seeds import train_seeds
 
 FLAGS = ("--help", "--cfg", "--dry-run")
 
@@ -24,6 +25,8 @@ def run(argv: list[str]) -> int:
     config = compose(words)
     if "--dry-run" in flags:
         return dry_run(config)
+    if config.run.seeds > 1:
+        return train_seeds(config, words)
     return try_out(config) if config.trainer.fast_dev_run else train(config)
 
 

@@ -60,7 +60,7 @@ def test_training_commands_compose(here, line):
                                   for line in COMMAND_LINES if words_of(line)[0] == "fivefold" and "train" not in line])
 def test_other_commands_run(here, finished, tmp_path, line):
     trial = ["--dry-run"] if "--local" in line else []  # whole sweeps are those of test_sweep.py
-    done = here(*(word.replace("FOLDER", str(finished)) for word in words_of(line)[1:]), *trial)
+    done = here(*(word.replace("FOLDER", str(finished)).replace("RUNS", str(finished.parent)) for word in words_of(line)[1:]), *trial)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip()
     assert all((tmp_path / word.removeprefix("to=")).exists() for word in words_of(line) if word.startswith("to="))
