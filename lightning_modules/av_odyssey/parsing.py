@@ -18,8 +18,9 @@ _EXPLICIT = re.compile(  # "the answer is (B)", "Answer: B", "option B is correc
 _LEADING = re.compile(r"\W*([A-D])(?:[*_)\]]+|\s*[.:,;\n]|\s+[-–—]\s|\s*$)")
 _TRAILING = re.compile(r"(?:^|(?<!\bor)(?<!\band)(?<!\bnot)[\s(\[*_\"'{])([A-D])[\s.!)\]*_\"'}]*$")
 _BRACKETED = re.compile(r"\(([A-D])\)")
-_REFUSAL = re.compile(r"(?i)\b(?:sorry|apologi[sz]e)\b|\b(?:can(?:no|')?t|can not|unable to|not able to|do(?:n't| not) have the ability to)\s+"
-                      r"(?:\w+\s+){0,2}?(?:listen|hear|process|analy[sz]e|play|access|see|view|watch|help|assist|answer|determine)")
+_REFUSAL = re.compile(
+    r"(?i)\b(?:sorry|apologi[sz]e)\b|\b(?:can(?:no|')?t|can not|unable to|not able to|do(?:n't| not) have the ability to)"
+    r"\s+(?:\w+\s+){0,2}?(?:listen|hear|process|analy[sz]e|play|access|see|view|watch|help|assist|answer|determine)")
 
 
 def official(reply: str, options: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ def rederived(reply, options):
     for sign in [r",", r"\.", r"!", r"\?", r";", r":", r"'"]:
         reply = re.sub(rf"\A(?:{sign})+|(?:{sign})+\Z", "", reply)
     reply = " " + reply + " "
-    by_letter = {letter: option for letter, option in zip("ABCD", options)}
+    by_letter = dict(zip("ABCD", options))
     candidates = sorted(set(re.findall("[A-D]", reply)) & set(by_letter))
     by_content = False
     if not candidates and len(re.findall(r"\S+", reply)) > 5:
@@ -96,7 +96,8 @@ def test_logits_give_the_letter_of_the_highest_and_the_first_of_equals():
 
 
 @pytest.mark.parametrize(("reply", "refused"), [
-    ("I cannot listen to audio.", True), ("I'm sorry, but I can't process this file.", True), ("As a text model I am unable to hear it", True),
+    ("I cannot listen to audio.", True), ("I'm sorry, but I can't process this file.", True),
+    ("As a text model I am unable to hear it", True),
     ("B. I cannot hear more", False), ("The answer is B, sorry for the delay", False), ("the third image", False), ("", False),
     ("The dog cannot bark", False),
 ])
