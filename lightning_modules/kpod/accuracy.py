@@ -1,8 +1,8 @@
 """Accuracy over a set of questions, each counted once, with an interval and the rows behind it."""
 
-import math
 from dataclasses import dataclass
 
+from lightning_modules.intervals import wilson
 from lightning_modules.kpod.answers import PATTERNS, judge, lm_eval_right
 
 COLUMNS = ("question", "gold", "output", "extracted", "right")
@@ -50,11 +50,3 @@ class Accuracy:
     def rows(self) -> list[tuple[str, str, str, str, bool]]:
         """Return one row of COLUMNS a question, in the order of their indices."""
         return [(a.question, a.gold, a.output, a.extracted or "", a.right) for _, a in sorted(self.judged.items())]
-
-
-def wilson(right: int, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Return Wilson's score interval of a share `right` / `count`; `z` is the normal quantile, by default of 95 %."""
-    share, spread = right / count, z * z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return (middle - half if right else 0.0), (middle + half if right < count else 1.0)  # 0 and 1 without rounding

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_modules.kpod.accuracy import Accuracy, wilson
+from lightning_modules.intervals import wilson
+from lightning_modules.kpod.accuracy import Accuracy
 from lightning_modules.kpod.answers import PATTERNS, judge, letter, lm_eval_answer, lm_eval_right, numeric
 
 RATIONALES = Path(__file__).resolve().parents[4] / "shared" / "data" / "rationales"

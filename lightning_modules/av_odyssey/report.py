@@ -1,0 +1,109 @@
+"""What answers are worth: three rules side by side, averages by name, and what was invalid, refused, cut off or never asked."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning_modules.av_odyssey.answers import Answer
+from lightning_modules.av_odyssey.averages import Score, Share, averages, by_attribute, by_task, guessing
+from lightning_modules.av_odyssey.parsing import letter_of_logits, official, refuses, strict, vlmevalkit
+
+Unanswered = Literal["official", "wrong", "left_out"]
+RULES: dict[str, Callable[[str, Sequence[str]], str | None]] = {"official": official, "strict": strict, "vlmevalkit": vlmevalkit}
+QUESTION_COLUMNS = ("id", "task", "attribute", "mix", "gold", "reply", "status", "official", "strict", "vlmevalkit", "letter_logits",
+                    "right_official", "right_strict", "right_vlmevalkit", "note")
+SCORE_COLUMNS = ("rule", "kind", "name", "right", "count", "percent", "low", "high")
+
+
+@dataclass(frozen=True)
+class Graded:
+    """An answer with the letter that each rule reads in it, None where it reads none; logits are a rule of their own."""
+
+    answer: Answer
+    letters: dict[str, str | None]
+
+    def right(self, rule: str) -> bool:
+        """Tell whether the letter is the right one."""
+        return self.letters[rule] == self.answer.gold
+
+    def score(self, rule: str) -> Score:
+        """Return what averages need."""
+        return Score(self.answer.task_id, self.answer.task, self.answer.attribute, self.right(rule))
+
+
+def grade(answer: Answer, unanswered: Unanswered = "official") -> Graded:
+    """Read an answer by all rules; one that was never given is what `unanswered` says: empty words for the rules, or wrong."""
+    if answer.status == "error" and unanswered != "official":
+        letters: dict[str, str | None] = dict.fromkeys(RULES)
+    else:
+        letters = {name: rule(answer.reply, answer.options) for name, rule in RULES.items()}
+    if answer.letter_logits is not None:
+        letters["letter_logits"] = letter_of_logits(answer.letter_logits)
+    return Graded(answer, letters)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that an evaluation found."""
+
+    graded: list[Graded]
+    unanswered: Unanswered = "official"
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer], unanswered: Unanswered = "official") -> "Report":
+        """Grade answers; those without one stay out where the policy says so. Raises ValueError if none is left."""
+        taken = [answer for answer in answers if unanswered != "left_out" or answer.status != "error"]
+        if not taken:
+            raise ValueError(f"module.unanswered: must not be {unanswered} where no question has an answer; "
+                             f"the first says: {answers[0].note if answers else 'there is no question'}")
+        return cls([grade(answer, unanswered) for answer in taken], unanswered)
+
+    @property
+    def rules(self) -> list[str]:
+        """The rules by which every answer was read."""
+        return [rule for rule in (*RULES, "letter_logits") if all(rule in one.letters for one in self.graded)]
+
+    def shares(self, rule: str) -> dict[tuple[str, str], Share]:
+        """Score averages, attributes and tasks by (kind, name)."""
+        scores = [one.score(rule) for one in self.graded]
+        found = {("average", name): part for name, part in averages(scores).items()}
+        found |= {("attribute", name): part for name, part in by_attribute(scores).items()}
+        return found | {("task", name): part for (_, name), part in by_task(scores).items()}
+
+    def metrics(self) -> dict[str, float]:
+        """Return the figures of a run: shares in 0..1 by rule, rates of what is no plain answer, and what guessing gets."""
+        found: dict[str, float] = {}
+        for rule in self.rules:
+            shares = self.shares(rule)
+            found |= {f"{rule}/{name}": part.value for (kind, name), part in shares.items() if kind == "average"}
+            micro = shares["average", "micro"]
+            found |= {f"{rule}/micro_low": micro.low, f"{rule}/micro_high": micro.high}
+        count = len(self.graded)
+        for rule in ("strict", "vlmevalkit"):
+            found[f"{rule}/invalid_rate"] = sum(one.letters[rule] is None for one in self.graded) / count
+        for status in ("error", "refused", "truncated"):
+            found[f"{status}_rate"] = self.statuses()[status] / count
+        answers = [one.answer for one in self.graded]
+        return found | guessing([answer.gold for answer in answers], [len(answer.options) for answer in answers])
+
+    def statuses(self) -> Counter[str]:
+        """Count how answers ended; one that says it cannot is refused, whatever the model was asked."""
+        return Counter("refused" if _refused(one.answer) else one.answer.status for one in self.graded)
+
+    def score_rows(self) -> list[tuple[Any, ...]]:
+        """Return a row of SCORE_COLUMNS for each rule and each average, attribute and task; percents."""
+        return [(rule, kind, name, round(part.right, 6), part.count, *(round(100 * x, 4) for x in (part.value, part.low, part.high)))
+                for rule in self.rules for (kind, name), part in self.shares(rule).items()]
+
+    def question_rows(self) -> list[tuple[Any, ...]]:
+        """Return a row of QUESTION_COLUMNS a question."""
+        rows = []
+        for one in self.graded:
+            a, letters = one.answer, [one.letters.get(rule) or "" for rule in (*RULES, "letter_logits")]
+            rows.append((a.id, a.task, a.attribute, a.mix, a.gold, a.reply, a.status, *letters, *map(one.right, RULES), a.note))
+        return rows
+
+
+def _refused(answer: Answer) -> bool:
+    return answer.status in ("ok", "refused") and (answer.status == "refused" or refuses(answer.reply, answer.options))
