@@ -101,6 +101,7 @@ class MethodModule(LightningModule):
     STRATEGIES: tuple[str, ...] = ("single",)
     OPTIMIZERS = 1
     UNIT = "tokens"
+    kept_in: Path | None = None  # folder in which an evaluation keeps what it has found so far; the launcher sets it
 
     def __init__(self, config: Any, optimizer: OptimizerFactory) -> None:
         super().__init__()

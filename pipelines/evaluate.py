@@ -1,21 +1,38 @@
-"""fivefold evaluate: load a run's checkpoint and validate it again."""
+"""fivefold evaluate: load a run's checkpoint and validate it again, or examine a model that needs no training here."""
 
 from pathlib import Path
 
 from pipelines import describe
-from pipelines.config import ConfigError, from_yaml, split_flags
-from pipelines.runs import ALONE, SETTINGS, named_checkpoint, newest_checkpoint, step_of
+from pipelines.config import ConfigError, compose, from_yaml, split_flags
+from pipelines.processes import rank
+from pipelines.resume import place_for
+from pipelines.runs import (
+    ALONE,
+    SETTINGS,
+    claim,
+    command_line,
+    end_record,
+    named_checkpoint,
+    newest_checkpoint,
+    start_record,
+    step_of,
+)
+from pipelines.schema import RunConfig
 
 FLAGS = ("--help",)
 
 
 def run(argv: list[str]) -> int:
-    """Evaluate `run=FOLDER`, with `checkpoint=FILE` another than its newest, and any `section.key=value` changed."""
+    """Evaluate `run=FOLDER`, with `checkpoint=FILE` another than its newest, and any `section.key=value` changed; or `method=NAME` as it is."""
     flags, words = split_flags(argv, FLAGS)
     if "--help" in flags:
-        print("fivefold evaluate run=FOLDER [checkpoint=FILE] [section.key=value …]\n\n"
-              "Validates the newest checkpoint of a run, or the one named, on the run's own data.")
+        print("fivefold evaluate run=FOLDER [checkpoint=FILE] [section.key=value …]\n"
+              "fivefold evaluate method=NAME [section.key=value …]\n\n"
+              "Validates the newest checkpoint of a run, or the one named, on the run's own data; or a method's model as it comes, such as a\n"
+              "pretrained one, in a run folder of its own. What was interrupted goes on with run.name=NAME run.resume=auto.")
         return 0
+    if not any(word.startswith("run=") for word in words) and any(word.startswith(("method=", "experiment=")) for word in words):
+        return examine(compose(words, command="evaluate"))
     folder, checkpoint, overrides = _sort(words)
     config = from_yaml(folder / SETTINGS, [*_alone(overrides), *overrides])
     found = checkpoint or newest_checkpoint(folder)
@@ -29,6 +46,45 @@ def run(argv: list[str]) -> int:
     return 0
 
 
+def examine(config: RunConfig) -> int:
+    """Validate a model as it comes; what it has found so far is kept in the run folder, and an interruption loses nothing of it."""
+    place = place_for(config)
+    if rank() > 0:
+        _validated(config, place.folder)
+        return 0
+    lock = claim(place.folder)
+    start_record(config, place.folder, 0, command_line())
+    print(f"run folder: {place.folder}", flush=True)
+    status, results = "failed", {}
+    try:
+        results = _validated(config, place.folder)
+        status = "finished"
+    except (KeyboardInterrupt, SystemExit):  # the second is how Lightning passes a Ctrl-C on
+        status = "interrupted"
+        raise KeyboardInterrupt from None
+    finally:
+        end_record(place.folder, status, results)
+        lock.close()
+    describe.results_table(results, place.folder, status)
+    return 0
+
+
+def _validated(config: RunConfig, folder: Path) -> dict[str, float]:
+    from pipelines.build import build
+    from pipelines.tracking import close_wandb
+
+    built = build(config, folder)
+    built.module.kept_in = folder
+    failed = True
+    try:
+        built.trainer.validate(built.module, datamodule=built.data, verbose=False)
+        failed = False
+    finally:
+        if rank() == 0:
+            close_wandb(built.loggers, folder / "loss.png", failed)
+    return built.record.metrics
+
+
 def _alone(words: list[str]) -> list[str]:
     """Evaluate on one process unless the words say otherwise: a checkpoint is the same whatever strategy wrote it."""
     chosen = any(word.startswith(("strategy", "trainer.devices", "trainer.num_nodes")) for word in words)
@@ -39,7 +95,7 @@ def _sort(words: list[str]) -> tuple[Path, Path | None, list[str]]:
     """Take run= and checkpoint= out of the words; the rest are overrides."""
     named = {key: value for key, _, value in (w.partition("=") for w in words) if key in ("run", "checkpoint")}
     if "run" not in named:
-        raise ConfigError("run: which one? Write fivefold evaluate run=FOLDER")
+        raise ConfigError("run: which one? Write fivefold evaluate run=FOLDER, or method=NAME for a model as it comes")
     folder = Path(named["run"]).expanduser().absolute()
     if not (folder / SETTINGS).is_file():
         raise ConfigError(f"run: {folder} is no run folder: it has no {SETTINGS}")

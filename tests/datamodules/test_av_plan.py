@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from datamodules.av_exam import Exam
 from datamodules.av_plan import Item, batches, deal, item_of, plan, tokens_of
 from datamodules.av_questions import Audio, Picture, Video
 from datamodules.av_synthetic import SyntheticQuestions
@@ -58,3 +59,18 @@ def test_costs_are_tokens_of_28_by_28_pixels_and_forty_milliseconds():
     assert tokens_of(Audio(np.zeros((2, 16_000), np.float32), 16_000)) == 25
     assert tokens_of(Picture(np.zeros((280, 56, 3), np.uint8))) == 20
     assert tokens_of(Video(np.zeros((5, 280, 56, 3), np.uint8), 2.0)) == 100
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5, 40])
+def test_processes_in_step_get_as_many_batches_and_no_question_counts_twice(processes):
+    exam = Exam(SyntheticQuestions(1, 1), "synthetic", {4: "audio1: is silent"})
+    finished = {item.key for item in exam.items[:3]}
+    shares = [list(exam.loader(finished, rank, processes, 4, in_step=True)) for rank in range(processes)]
+    assert len({len(share) for share in shares}) == 1
+    counted = [item.index for share in shares for batch in share if not batch.spare for item in batch.items]
+    assert sorted(counted) == [3, *range(5, 26)]
+    assert [question.id for share in shares for batch in share for question in batch.questions] == [
+        item.id for share in shares for batch in share for item in batch.items]
+    assert list(exam.unusable) == [exam.items[4].key]
+    alone = [list(exam.loader(finished, rank, processes, 4)) for rank in range(processes)]
+    assert not any(batch.spare for share in alone for batch in share)

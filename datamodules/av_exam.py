@@ -1,0 +1,62 @@
+"""The questions of an examination, and the loader that hands each process its share of them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.av_plan import Item, item_of, plan
+from datamodules.av_questions import Question
+
+
+class Batch:
+    """Questions of one mix with their items; a `spare` one only keeps processes in step, and its answers count nowhere."""
+
+    def __init__(self, items: list[Item], questions: list[Question], spare: bool = False) -> None:
+        self.items, self.questions, self.spare = items, questions, spare
+
+
+class Exam:
+    """A set of questions, of which those in `reasons` (by place) cannot be asked; `source` tells this set from any other."""
+
+    def __init__(self, questions: Sequence[Question], source: str, reasons: Mapping[int, str] | None = None) -> None:
+        self.questions, self.source, self.reasons = questions, source, dict(reasons or {})
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """All questions of the set, with their keys and costs."""
+        return [item_of(index, self.questions[index], self.source) for index in range(len(self.questions))]
+
+    @property
+    def unusable(self) -> dict[str, tuple[Question, str]]:
+        """The questions that cannot be asked and why, by key."""
+        return {self.items[index].key: (self.questions[index], reason) for index, reason in self.reasons.items()}
+
+    def loader(self, finished: Iterable[str], rank: int, processes: int, size: int, in_step: bool = False, workers: int = 0) -> DataLoader:
+        """Load this process's share of what is not finished; `in_step` gives all as many batches, with spare ones at the end."""
+        shares = plan(self.items, {*finished, *self.unusable}, processes, size)
+        steps = max(map(len, shares)) if in_step else len(shares[rank])
+        spares = [batch for share in shares for batch in share[:1]][:1] * (steps - len(shares[rank]))
+        batches = [(batch, False) for batch in shares[rank]] + [(batch, True) for batch in spares]
+        return DataLoader(_Batches(self.questions, batches), batch_size=None, shuffle=False, num_workers=workers)  # type: ignore[arg-type]
+
+
+class _Batches(Dataset):
+    def __init__(self, questions: Sequence[Question], batches: list[tuple[list[Item], bool]]) -> None:
+        self.questions, self.batches = questions, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, place: int) -> Batch:
+        items, spare = self.batches[place]
+        return Batch(items, [_read(self.questions[item.index]) for item in items], spare)
+
+
+def _read(question: Question) -> Question:
+    """Read the media here, in the loader's process; what cannot be read says so where it is asked for."""
+    try:
+        return replace(question, media={tag: question.media[tag] for tag in question.media})
+    except Exception:  # of whatever decoder; the examination meets it again and writes it down
+        return question

@@ -1,0 +1,186 @@
+"""AV-Odyssey Bench and DeafTest (arXiv 2412.02611): models that are asked what they hear and see, and a small one that learns to.
+
+The small model learns in two stages, because an ear that hears well is no good to a language model that has not learnt to ask it: first
+the ear reads out what single sounds are like (a phase of its own), then the language model learns to answer questions about pairs of them,
+the ear held still. An answer names the content before the letter ("second B"): supervision by the letter alone stays at chance.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.av_exam import Batch
+from datamodules.av_plan import Item
+from datamodules.cache import build_once
+from lightning_modules.av_odyssey.adapter import Adapter
+from lightning_modules.av_odyssey.answers import Answer
+from lightning_modules.av_odyssey.ear import EarSection, ear_phase, load_ear
+from lightning_modules.av_odyssey.examination import Examination
+from lightning_modules.av_odyssey.hearing import mel_filters
+from lightning_modules.av_odyssey.oracle import Oracle
+from lightning_modules.av_odyssey.report import QUESTION_COLUMNS, SCORE_COLUMNS, Report
+from lightning_modules.av_odyssey.small import SmallModel
+from lightning_modules.av_odyssey.talk import SmallAdapter, vectors_of
+from lightning_modules.av_odyssey.words import prompt_of, reply_of
+from lightning_modules.base import MethodModule, NothingToTrain, OptimizerFactory, Phase, Table
+from lightning_modules.processes import from_all
+
+FORMAT = 1  # part of every key: raise it when what is stored, or how it is found, changes
+
+
+@dataclass(frozen=True)
+class SmallSection:
+    width: int = 128
+    """width of the language model"""
+    layers: int = 3
+    """its layers"""
+    heads: int = 4
+    """its attention heads"""
+    reply: Literal["content", "letter"] = "content"
+    """what it learns to say: the word that tells the options apart and then the letter, or the letter alone"""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be 1 or above, not {getattr(self, name)}")
+        if self.width % self.heads or self.width // self.heads % 2:
+            raise ValueError(f"width: must be an even multiple of heads = {self.heads}, not {self.width}")
+
+
+@dataclass(frozen=True)
+class AvOdysseyModuleConfig:
+    adapter: Literal["small", "oracle"] = "small"
+    """what replies: the small model, or signal processing that knows the answers to DeafTest"""
+    small: SmallSection = field(default_factory=SmallSection)
+    """the small model's language half"""
+    ear: EarSection = field(default_factory=EarSection)
+    """its ear, and how that is taught"""
+    rule: Literal["official", "strict", "vlmevalkit"] = "official"
+    """how letters are read in replies for val/accuracy; the tables have all rules"""
+
+    def without_effect(self) -> dict[str, str]:
+        """Name what only the small model has."""
+        return {} if self.adapter == "small" else dict.fromkeys(("small", "ear"), f"adapter={self.adapter} learns nothing")
+
+
+class AvOdysseyModule(MethodModule):
+    """A model behind an adapter, examined at each validation; the small one is trained."""
+
+    STRATEGIES = ("single", "ddp")
+    UNIT = "words"
+
+    def __init__(self, config: AvOdysseyModuleConfig, optimizer: OptimizerFactory) -> None:
+        super().__init__(config, optimizer)
+        self.model: SmallModel | None = None
+        self.vectors = np.empty(0, np.float32)  # of the sounds of all training questions, (N, 2, 2 ear)
+        self.examination = Examination(None, "")
+
+    @property
+    def data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def ear_folder(self, data: Any) -> Path:
+        content = repr((FORMAT, asdict(self.config.ear), data.seed)).encode()
+        return Path(data.config.cache).expanduser() / "av_odyssey" / "ear" / hashlib.blake2b(content, digest_size=10).hexdigest()
+
+    def phases(self, data: Any) -> Iterable[Phase]:
+        """Give the teaching of the ear."""
+        if self.config.adapter == "small":
+            yield ear_phase(self.config.ear, data.seed, self.ear_folder(data))
+
+    def setup(self, stage: str) -> None:
+        content = self.config.small.reply == "content"
+        self.data.encode = lambda question: (prompt_of(question), reply_of(question, content))
+        self.data.finished = self._begin
+
+    def configure_model(self) -> None:
+        """Build the small model; called by Lightning on every process, more than once."""
+        if self.config.adapter == "small" and self.model is None:
+            small = self.config.small
+            self.model = SmallModel(self.config.ear.width, small.width, small.layers, small.heads)
+            self.model.encoder.requires_grad_(False)
+
+    def configure_optimizers(self) -> Any:
+        return super().configure_optimizers() if self.model is not None else None
+
+    def on_fit_start(self) -> None:
+        """Take the trained ear, and hear all training questions once. Raises NothingToTrain for a model that only replies."""
+        if self.model is None:
+            raise NothingToTrain(f"module.adapter={self.config.adapter} learns nothing; fivefold evaluate method=av_odyssey examines it")
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.vectors = np.zeros((len(self.data.training), 2, 2 * self.config.ear.width), np.float32)
+            return
+        folder = self.ear_folder(self.data)
+        load_ear(self.model.encoder, folder)
+        self.vectors = np.load(build_once(self._vectors_folder(folder), self._hear) / "vectors.npy")
+
+    def _vectors_folder(self, ear: Path) -> Path:
+        content = repr((FORMAT, ear.name, self.data.training.name)).encode()
+        return ear.parent.parent / "vectors" / hashlib.blake2b(content, digest_size=10).hexdigest()
+
+    def _hear(self, folder: Path) -> None:
+        assert self.model is not None
+        self.model.encoder.eval()
+        np.save(folder / "vectors.npy", vectors_of(self.model.encoder, self.data.training, mel_filters(), self.device))
+
+    def on_train_epoch_start(self) -> None:
+        assert self.model is not None
+        self.model.encoder.eval()  # its norms stay as they were taught
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        assert self.model is not None
+        clips = torch.from_numpy(self.vectors[batch["index"].cpu().numpy()]).to(self.device)
+        loss = self.model.loss(batch["words"], batch["labels"], clips)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    # -- examination -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def adapter(self) -> Adapter:
+        """What replies now."""
+        return Oracle() if self.model is None else SmallAdapter(self.model, self.device)
+
+    def _begin(self, items: Sequence[Item]) -> set[str]:
+        """Begin an examination, or go on with one; return the keys of what is answered."""
+        self.examination = Examination(self.kept_in, self.adapter.identity)
+        return self.examination.begin(items)
+
+    def on_validation_epoch_start(self) -> None:
+        self.asked = self.adapter
+        if self.kept_in is None:  # a loader serves many validations, and each begins anew
+            self._begin(self.data.exam.items)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if not batch.spare:
+            self.examination.ask(self.asked, batch.items, batch.questions)
+
+    def on_validation_epoch_end(self) -> None:
+        exam, items = self.data.exam, self.data.exam.items
+        if self.examination.folder is None:  # a trainer may have been told to ask only some
+            asked = set().union(*from_all({answer.key for answer in self.examination.answers}))
+            items = [item for item in items if self.examination.key(item) in asked]
+        self._tell(self.examination.finish(items, exam.unusable, self.trainer.is_global_zero))
+
+    def _tell(self, answers: list[Answer]) -> None:
+        report = Report.of(answers)
+        self.log("val/accuracy", report.shares(self.config.rule)["average", "micro"].value, prog_bar=True, sync_dist=True)
+        self.log("val/invalid_rate", sum(one.letters["strict"] is None for one in report.graded) / len(report.graded), sync_dist=True)
+        if self.data.config.source == "deaftest":
+            for name, right in sorted(_by_profile_and_task(report, self.config.rule).items()):
+                self.log(f"val/{name}", sum(right) / len(right), sync_dist=True)
+        self.tables = {"answers": Table(QUESTION_COLUMNS, report.question_rows()), "scores": Table(SCORE_COLUMNS, report.score_rows())}
+
+
+def _by_profile_and_task(report: Report, rule: str) -> dict[str, list[bool]]:
+    """Sort DeafTest's answers as in "hard/pitch"."""
+    found: dict[str, list[bool]] = {}
+    for one in report.graded:
+        found.setdefault(f"{one.answer.attribute.removeprefix('DeafTest ')}/{one.answer.task}", []).append(one.right(rule))
+    return found

@@ -1,0 +1,82 @@
+"""The oracle: DeafTest answered by signal processing. It bounds what a model can reach, and checks what the generator makes.
+
+Sounds are where the envelope stands within 20 dB of its 95th percentile. Of two sounds the oracle compares the level, the peak of the
+spectrum or the length of that part; the choice is read from the option's text.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datamodules.av_questions import LETTERS, Audio, Question
+from lightning_modules.av_odyssey.adapter import Reply
+
+FRAME = 0.02  # seconds
+BELOW = 10 ** (-20 / 20)  # of the 95th percentile of the envelope
+ORDINALS = {"first": "audio1", "second": "audio2"}
+
+
+def envelope(audio: Audio) -> np.ndarray:
+    """Return the root mean square of each frame of 20 ms, over all channels: (frames,)."""
+    size = round(FRAME * audio.rate)
+    mono = np.sqrt(np.mean(audio.samples.astype(np.float64) ** 2, axis=0))
+    whole = mono[: len(mono) // size * size].reshape(-1, size)
+    return np.sqrt(np.mean(whole**2, axis=1))
+
+
+def active(audio: Audio) -> np.ndarray:
+    """Tell which frames sound, (frames,) bool."""
+    level = envelope(audio)
+    return level > BELOW * np.percentile(level, 95)
+
+
+def count_of(audio: Audio) -> int:
+    """Count sounds: rising edges of the envelope over the threshold."""
+    sounding = active(audio).astype(int)
+    return int(sounding[0] + (np.diff(sounding) == 1).sum())
+
+
+def loudness_of(audio: Audio) -> float:
+    """Return the root mean square of the sounding part."""
+    level = envelope(audio)[active(audio)]
+    return float(np.sqrt(np.mean(level**2))) if len(level) else 0.0
+
+
+def pitch_of(audio: Audio) -> float:
+    """Return the frequency in Hz of the highest peak of the windowed, zero-padded spectrum."""
+    mono = audio.samples.mean(0)
+    spectrum = np.abs(np.fft.rfft(mono * np.hanning(len(mono)), 4 * len(mono)))
+    return float(spectrum.argmax() * audio.rate / (4 * len(mono)))
+
+
+def duration_of(audio: Audio) -> float:
+    """Return the seconds that sound."""
+    return float(active(audio).sum() * FRAME)
+
+
+MEASURES = {"loudness": loudness_of, "pitch": pitch_of, "duration": duration_of}
+
+
+class Oracle:
+    """Replies to DeafTest's questions; those of other sets it cannot answer."""
+
+    cannot: frozenset[str] = frozenset()
+    identity = "oracle 1"
+
+    def replies(self, questions: Sequence[Question]) -> list[Reply]:
+        """Reply to each question with its letter."""
+        return [Reply(_letter(question)) for question in questions]
+
+
+def _letter(question: Question) -> str:
+    sounds = {tag: medium for tag, medium in question.media.items() if isinstance(medium, Audio)}
+    if question.task == "count":
+        said = str(count_of(sounds["audio1"]))
+        near = [abs(int(option) - int(said)) for option in question.options]
+        return LETTERS[int(np.argmin(near))]
+    if question.task not in MEASURES:
+        raise ValueError(f"the oracle knows {', '.join(['count', *MEASURES])}, not {question.task}")
+    values = {tag: MEASURES[question.task](sounds[tag]) for tag in ("audio1", "audio2")}
+    more = max(values, key=lambda tag: values[tag])
+    place = next(i for i, option in enumerate(question.options) if any(word in option and tag == more for word, tag in ORDINALS.items()))
+    return LETTERS[place]
