@@ -39,7 +39,7 @@ class Exam:
         steps = max(map(len, shares)) if in_step else len(shares[rank])
         spares = [batch for share in shares for batch in share[:1]][:1] * (steps - len(shares[rank]))
         batches = [(batch, False) for batch in shares[rank]] + [(batch, True) for batch in spares]
-        return DataLoader(_Batches(self.questions, batches), batch_size=None, shuffle=False, num_workers=workers)  # type: ignore[arg-type]
+        return DataLoader(_Batches(self.questions, batches), batch_size=None, shuffle=False, num_workers=workers)
 
 
 class _Batches(Dataset):

@@ -23,13 +23,13 @@ FLAGS = ("--help",)
 
 
 def run(argv: list[str]) -> int:
-    """Evaluate `run=FOLDER`, with `checkpoint=FILE` another than its newest, and any `section.key=value` changed; or `method=NAME` as it is."""
+    """Evaluate `run=FOLDER`, or its `checkpoint=FILE`, with any `section.key=value` changed; or `method=NAME` as it comes."""
     flags, words = split_flags(argv, FLAGS)
     if "--help" in flags:
         print("fivefold evaluate run=FOLDER [checkpoint=FILE] [section.key=value …]\n"
               "fivefold evaluate method=NAME [section.key=value …]\n\n"
-              "Validates the newest checkpoint of a run, or the one named, on the run's own data; or a method's model as it comes, such as a\n"
-              "pretrained one, in a run folder of its own. What was interrupted goes on with run.name=NAME run.resume=auto.")
+              "Validates the newest checkpoint of a run, or the one named, on the run's own data; or a method's model as it comes, in a\n"
+              "run folder of its own. What was interrupted goes on with run.name=NAME run.resume=auto.")
         return 0
     if not any(word.startswith("run=") for word in words) and any(word.startswith(("method=", "experiment=")) for word in words):
         return examine(compose(words, command="evaluate"))

@@ -60,6 +60,7 @@ def test_training_commands_compose(here, line):
                                   for line in COMMAND_LINES if words_of(line)[0] == "fivefold" and "train" not in line])
 def test_other_commands_run(here, finished, tmp_path, line):
     trial = ["--dry-run"] if "--local" in line else []  # whole sweeps are those of test_sweep.py
+    trial += [f"run.root={tmp_path}", "logger=csv"] if "evaluate method=" in line else []
     done = here(*(word.replace("FOLDER", str(finished)).replace("RUNS", str(finished.parent)) for word in words_of(line)[1:]), *trial)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip()

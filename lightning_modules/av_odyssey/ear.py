@@ -73,7 +73,7 @@ class EarModule(MethodModule):
         read = self.encoder.read(self.encoder(Frames(values, lengths)))
         wrong = (read * read.new_tensor(SCALES) - wanted).abs()
         for place, metric in enumerate(self.errors):
-            metric.update(wrong[wanted[:, place].isfinite(), place])
+            metric.update(wrong[wanted[:, place].isfinite(), place])  # type: ignore[operator]
 
     def on_validation_epoch_end(self) -> None:
         for name, metric in zip(READ, self.errors, strict=True):

@@ -3,6 +3,8 @@
 Each clip becomes one token, projected from its vector, with the place of the clip added. Only the words of DeafTest are known.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,6 +45,6 @@ class SmallModel(nn.Module):
     @torch.no_grad()
     def answer(self, prompts: Tensor, clips: Tensor, most: int = 4) -> list[list[int]]:
         """Continue prompts (N, T), padded on the left, by the likeliest words."""
-        said = self.language.generate(inputs_embeds=self.embedded(prompts, clips), attention_mask=(prompts != PAD).long(),
-                                      max_new_tokens=most, do_sample=False)
-        return said.tolist()
+        language: Any = self.language
+        return language.generate(inputs_embeds=self.embedded(prompts, clips), attention_mask=(prompts != PAD).long(), max_new_tokens=most,
+                                 do_sample=False).tolist()

@@ -1,0 +1,76 @@
+"""AV-Odyssey's method in the launcher: examinations that are cut off go on anywhere, and the small model trains alike on two processes."""
+
+import json
+import signal
+import time
+
+import pytest
+import torch
+
+from pipelines.runs import newest_checkpoint
+
+ORACLE = ["evaluate", "method=av_odyssey", "module.adapter=oracle", "data.profiles=[hard]", "data.questions=30", "data.eval_batch_size=1",
+          "logger=csv", "trainer.accelerator=cpu", "trainer.threads=1"]
+
+
+def answers(folder):
+    return (folder / "answers.jsonl").read_bytes()
+
+
+def kept(folder):
+    return [json.loads(line)["id"] for part in sorted((folder / "parts").glob("*.jsonl")) for line in part.read_text().splitlines(True)
+            if line.endswith("\n")]
+
+
+@pytest.mark.slow
+def test_an_examination_killed_on_two_processes_goes_on_with_one_to_the_same_file(fivefold_in, here, tmp_path):
+    whole = here(*ORACLE, f"run.root={tmp_path}", "run.name=whole")
+    assert whole.returncode == 0, whole.stderr
+    words = [*ORACLE, f"run.root={tmp_path}", "run.name=cut"]
+    begun = fivefold_in(tmp_path, *words, "strategy=ddp", "trainer.devices=2", wait=False)
+    folder, end = tmp_path / "cut", time.monotonic() + 120
+    while not (folder / "parts").is_dir() or len(kept(folder)) < 5:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    begun.send_signal(signal.SIGKILL)
+    begun.wait()
+    time.sleep(3)  # until the other process has noticed
+    before = kept(folder)
+    assert 5 <= len(before) < 120
+    again = here(*words, "run.resume=auto")
+    assert again.returncode == 0, again.stderr
+    assert answers(folder) == answers(tmp_path / "whole")
+    assert sorted(kept(folder)) == sorted(f"hard_{number}_{place}" for number in (27, 28, 29, 30) for place in range(1, 31))  # each once
+    assert ["val/accuracy", "1"] in [line.split() for line in again.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_small_model_like_one(fivefold_in, tmp_path):
+    """Halves of the same batches; gradients are averaged, and sums rounded in another order."""
+    words = ["train", "experiment=av_odyssey_debug", "trainer.max_steps=6", "trainer.limit_val_batches=0", "trainer.val_every_n_steps=null",
+             f"data.cache={tmp_path / 'cache'}", "trainer.threads=1", f"run.root={tmp_path}"]
+    alone = fivefold_in(tmp_path, *words, "run.name=alone", "data.batch_size=8")
+    assert alone.returncode == 0, alone.stderr
+    both = fivefold_in(tmp_path, *words, "run.name=both", "data.batch_size=4", "strategy=ddp", "trainer.devices=2")
+    assert both.returncode == 0, both.stderr
+    one, two = (torch.load(newest_checkpoint(tmp_path / name), weights_only=True)["state_dict"] for name in ("alone", "both"))
+    for name, value in one.items():
+        assert torch.allclose(value.float(), two[name].float(), atol=2e-3), name
+
+
+def test_a_model_that_learns_nothing_says_how_it_is_examined(here, tmp_path):
+    done = here("train", "method=av_odyssey", "module.adapter=oracle", f"run.root={tmp_path}", "logger=csv")
+    assert done.returncode == 0, done.stderr
+    assert "module.adapter=oracle learns nothing; fivefold evaluate method=av_odyssey examines it" in done.stdout
+
+
+@pytest.mark.parametrize(("word", "message"), [
+    ("data.profiles=[paper,loud]", "data.profiles: must be of paper, paper_clipped, hard, mixed, noise, timbre, confound, not loud"),
+    ("module.small.width=30", "module.small.width: must be an even multiple of heads = 4, not 30"),
+    ("data.items=0", "data.items: must be 1 or above"),
+])
+def test_what_cannot_be_is_refused_in_one_line(word, message, here):
+    done = here("train", "method=av_odyssey", word)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
