@@ -7,6 +7,7 @@ import warnings
 
 COMMANDS = {  # name -> module with run(argv) -> exit status, and what it is for
     "train": ("pipelines.train", "train a method, or resume a run"),
+    "submit": ("pipelines.submit", "queue a run in Slurm"),
     "evaluate": ("pipelines.evaluate", "validate a run's checkpoint again"),
     "estimate": ("pipelines.estimate", "tell how much memory a run takes on each device"),
     "export": ("pipelines.export", "write a run's model as a Hugging Face folder"),
