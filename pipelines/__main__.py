@@ -7,6 +7,7 @@ import warnings
 
 COMMANDS = {  # name -> module with run(argv) -> exit status, and what it is for
     "train": ("pipelines.train", "train a method, or resume a run"),
+    "submit": ("pipelines.submit", "queue a run in Slurm"),
     "evaluate": ("pipelines.evaluate", "validate a run's checkpoint again"),
     "sweep": ("pipelines.sweep", "search settings, on W&B's server or here"),
     "report": ("pipelines.report", "compare runs over seeds, or tell two runs apart"),

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment
 
 from lightning_modules.base import MethodModule, OptimizerFactory
 from pipelines.callbacks import Findings, LearningRate, RunRecord, SeedEachBatch, Throughput
@@ -21,6 +22,7 @@ from pipelines.heap import keep_freed_memory
 from pipelines.logs import set_up_logs
 from pipelines.progress import progress_bar
 from pipelines.schema import Component, RunConfig
+from pipelines.slurm import in_job, launcher
 from pipelines.strategies import make_strategy
 from pipelines.tracking import MetricsFile, wandb_logger, wandb_mode
 
@@ -89,9 +91,20 @@ def make_trainer(config: RunConfig, folder: Path | None, record: RunRecord, logg
         log_every_n_steps=t.log_every_n_steps, deterministic=t.deterministic, fast_dev_run=t.fast_dev_run,
         overfit_batches=t.overfit_batches, profiler=t.profiler, use_distributed_sampler=False,
         default_root_dir=folder, enable_model_summary=False, enable_checkpointing=False,
-        num_sanity_val_steps=0 if folder is None else 2, plugins=[WholeFiles()],
+        num_sanity_val_steps=0 if folder is None else 2, plugins=[WholeFiles(), *_environment()],
         logger=loggers, callbacks=_callbacks(config, folder, record),
     )
+
+
+def _environment() -> list[ClusterEnvironment]:
+    """Tell Lightning who starts the processes in a job of Slurm, where it guesses by the job's name; elsewhere it finds out."""
+    if not in_job() or launcher() == "torchrun":
+        return []
+    if launcher() == "here":
+        return [LightningEnvironment()]
+    from pipelines.srun import SrunStep
+
+    return [SrunStep()]
 
 
 def _callbacks(config: RunConfig, folder: Path | None, record: RunRecord) -> list[Callback]:

@@ -12,13 +12,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from lightning_modules.processes import from_all
 from pipelines.errors import ConfigError
+from pipelines.requeue import is_queued_again, leave_note, warnings_of_end
 from pipelines.runs import BEST, LAST, PART, clear_parts, put_in_place, remove_checkpoint, steps_saved
 from pipelines.schema import CheckpointSection
 from pipelines.sharded import Parts, load_whole
 from pipelines.tracking import MetricsFile
-
-STOP = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
@@ -37,7 +37,7 @@ class Workers:
     @classmethod
     def after_fork(cls) -> None:
         if cls.shielded:
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+            signal.pthread_sigmask(signal.SIG_BLOCK, warnings_of_end())
 
 
 os.register_at_fork(after_in_child=Workers.after_fork)
@@ -108,6 +108,7 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = trainer.global_step
+        _refuse_other_steps(self._saved)
         for logger in trainer.loggers:  # not in on_fit_start: under FSDP and DeepSpeed our state is restored after that
             if isinstance(logger, MetricsFile):
                 logger.rewind(self._rows)
@@ -115,10 +116,13 @@ class Checkpoints(Callback):
         if loop._combined_loader_states_to_load and loop._combined_loader is not None:  # loaders that were set up too early, see base.py
             loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
             loop._combined_loader_states_to_load = []
-        for number in STOP:
+        for number in warnings_of_end():
             self._previous[number] = signal.signal(number, self._request)
 
     def _request(self, number: int, frame: Any) -> None:
+        if is_queued_again():  # Slurm may warn and then end the job at once; it kills what does not stop
+            self.requested = number
+            return
         if self.requested is not None:
             raise KeyboardInterrupt
         self.requested = number
@@ -150,6 +154,8 @@ class Checkpoints(Callback):
         if end or self._is_due(trainer) or self._is_best:
             self._save(trainer)
         if end:
+            if trainer.is_global_zero:
+                leave_note(trainer.global_step)  # here: after fit, Lightning may have ended the process
             raise Interrupted
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -194,6 +200,14 @@ class Checkpoints(Callback):
             for path in steps_saved(self.folder)[: -1 - self.config.keep]:
                 if path.resolve() != best:
                     remove_checkpoint(path)
+
+
+def _refuse_other_steps(step: int) -> None:
+    """Refuse to train where the processes have not all found the same checkpoint: they see different folders, or an old state of one."""
+    steps = sorted(set(from_all(step)))
+    if len(steps) > 1:
+        raise ConfigError(f"run.root: the processes found checkpoints of different steps ({', '.join(map(str, steps))}); "
+                          "it must be a folder that all nodes share")
 
 
 def _link(name: str, path: Path) -> None:

@@ -17,6 +17,7 @@ NEEDLESS = (  # warnings that ask for nothing a user of this launcher could or s
     r"The number of training batches .* is smaller than the logging interval",
     r"Found \d+ module\(s\) in eval mode",
     r"It is recommended to use `self.log\(.*sync_dist=True",  # a method sums its figures over processes itself
+    r"The `srun` command is available on your system",  # a job whose processes srun should have started is refused before
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
 )
 

@@ -80,7 +80,7 @@ def _unfinished(config: RunConfig) -> Place:
     if named:
         return _new(config, None, f"nothing to resume in {named}: starting from step 0")
     runs = sorted(((read_record(folder), folder) for folder in _root(config).glob("*")), key=lambda run: _started(run[0]))
-    unfinished = [(record, folder) for record, folder in runs if record and record.get("status") != "finished"]
+    unfinished = [(record, folder) for record, folder in runs if record and record.get("status") not in ("finished", "queued")]
     same = [folder for record, folder in unfinished if record.get("fingerprint") == fingerprint(config)]
     if same:
         return _again(config, same[-1])

@@ -20,6 +20,7 @@ from pipelines.schema import RunConfig
 
 RECORD = "run.json"
 SETTINGS = "config.yaml"
+JOB = "job"  # the folder of what a queued run needs: its code, its settings, its script, its log
 LAST = "last.ckpt"  # a link to the newest checkpoint
 BEST = "best.ckpt"  # a link to the one with the best validation
 PART = ".part"  # ends the names of files and folders that are being written, or deleted
@@ -159,6 +160,16 @@ def start_record(config: RunConfig, folder: Path, step: int, command: list[str])
     record.setdefault("started", []).append(start)
     anew = dataclasses.replace(config, run=dataclasses.replace(config.run, resume=None))  # so that the file starts a run, too
     _write(folder / SETTINGS, to_yaml(anew))
+    _write(folder / RECORD, json.dumps(record, indent=1))
+
+
+def queue_record(config: RunConfig, folder: Path, command: list[str]) -> None:
+    """Write config.yaml and run.json of a run that is to be queued; the commit is noted here, since the job runs a copy of the code."""
+    record = read_record(folder)
+    commit, dirty = _git(Path(__file__).resolve())
+    record.update(status="queued", fingerprint=fingerprint(config), method=config.method, seed=config.run.seed)
+    record["submitted"] = {"time": datetime.datetime.now().timestamp(), "command": command, "git_commit": commit, "git_dirty": dirty}
+    _write(folder / SETTINGS, to_yaml(config))
     _write(folder / RECORD, json.dumps(record, indent=1))
 
 

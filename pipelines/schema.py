@@ -171,8 +171,69 @@ class LoggerSection:
 
 @dataclass(frozen=True)
 class ClusterSection:
-    name: Literal["local"] = "local"
-    """where the run is launched"""
+    name: Literal["local", "slurm"] = "local"
+    """where the run is launched; slurm: fivefold submit queues it"""
+    time: str | None = None
+    """time limit of a job, at which it is queued again and goes on: MINUTES, H:MM:SS or D-H:MM:SS; None: that of the partition"""
+    partition: str | None = None
+    """partition to queue in; None: the cluster's default"""
+    account: str | None = None
+    """account that is charged"""
+    qos: str | None = None
+    """quality of service"""
+    constraint: str | None = None
+    """features that nodes must have, such as a100&ib"""
+    memory: str | None = None
+    """memory of each node, such as 200G; None: the partition's default"""
+    cpus: int | None = None
+    """CPU cores of each process; None: the partition's default"""
+    gpu_type: str | None = None
+    """kind of GPU to ask for, where a cluster has several"""
+    options: list[str] = field(default_factory=list)
+    """further options of sbatch, such as --reservation=NAME"""
+    container: str | None = None
+    """image to run in, by pyxis (srun --container-image)"""
+    mounts: str | None = None
+    """folders that the container sees besides run.root, as pyxis writes them"""
+    python: str | None = None
+    """interpreter on the nodes; None: the one that submits, or python3 in a container"""
+    env: str | None = None
+    """shell file to read before training, for modules and settings of the site; None: slurm/env.sh"""
+    margin: int = 120
+    """seconds before the time limit at which a run saves and stops: enough for a step, a validation and a save"""
+    requeues: int = 100
+    """times that a job is queued again at most"""
+    tries: int = 3
+    """starts of a job from the same step after which it is given up"""
+
+    def __post_init__(self) -> None:
+        for name in ("cpus", "margin", "requeues", "tries"):
+            positive(name, getattr(self, name))
+        if self.time is None:
+            return
+        if not re.fullmatch(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", self.time):
+            raise ValueError(f"time: must be MINUTES, H:MM:SS or D-H:MM:SS, such as 12:00:00, not {self.time}")
+        if self.seconds <= self.margin:
+            raise ValueError(f"time: must be above cluster.margin={self.margin} s, not {self.time}, which is {self.seconds} s")
+
+    @property
+    def seconds(self) -> int:
+        """The time limit in seconds; 0 if there is none."""
+        days, dash, clock = (self.time or "0").rpartition("-")
+        parts = [int(part) for part in clock.split(":")]
+        if dash:
+            hours, minutes, seconds = [*parts, 0, 0][:3]
+        else:  # Slurm reads one number as minutes, two as minutes and seconds
+            hours, minutes, seconds = [[0, *parts, 0], [0, *parts], parts][len(parts) - 1]
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+    def without_effect(self) -> dict[str, str]:
+        """Name what only a queued job reads."""
+        if self.name == "local":
+            names = ("time", "partition", "account", "qos", "constraint", "memory", "cpus", "gpu_type", "options", "container", "mounts",
+                     "python", "env", "margin", "requeues", "tries")
+            return dict.fromkeys(names, "cluster=local queues nothing")
+        return {} if self.container else {"mounts": "cluster.container names no image"}
 
 
 @dataclass(frozen=True)

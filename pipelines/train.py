@@ -3,15 +3,18 @@
 import shutil
 import sys
 import time
+import warnings
 
 from datamodules.text import DataError
 from pipelines import describe
-from pipelines.config import ConfigError, compose, split_flags
+from pipelines.config import ConfigError, ConfigWarning, compose, split_flags
 from pipelines.processes import rank
+from pipelines.requeue import is_queued_again
 from pipelines.resume import Place, place_for, way_on, with_settings_of_run
-from pipelines.runs import claim, command_line, end_record, never_began, start_record
+from pipelines.runs import JOB, claim, command_line, end_record, never_began, start_record
 from pipelines.schema import RunConfig
 from pipelines.seeds import train_seeds
+from pipelines.slurm import check_step, in_job
 
 FLAGS = ("--help", "--cfg", "--dry-run")
 
@@ -23,6 +26,10 @@ def run(argv: list[str]) -> int:
     if describe.answer(flags, words):
         return 0
     config = compose(words)
+    check_step(config)
+    if config.cluster.name == "slurm" and not in_job():
+        text = "cluster=slurm: no effect, because fivefold train runs here. Write fivefold submit -- train …"
+        warnings.warn(ConfigWarning(text), stacklevel=2)
     if "--dry-run" in flags:
         return dry_run(config)
     if config.run.seeds > 1:
@@ -55,19 +62,24 @@ def train(config: RunConfig) -> int:
     end_record(place.folder, status, results)
     describe.results_table(results, place.folder, status)
     if status != "finished":
-        print(way_on(place.folder))
-    return 0 if status == "finished" else 130
+        print("the job is queued again and goes on from there" if is_queued_again() else way_on(place.folder), flush=True)
+    return _exit_status(status)
 
 
 def _follow(config: RunConfig, place: Place) -> int:
     """Train as one of several processes that is not the first: it writes nothing."""
     _, status = _fit(config, place)
-    return 0 if status == "finished" else 130
+    return _exit_status(status)
+
+
+def _exit_status(status: str) -> int:
+    """Return 130 for an interrupted run, and 0 where its batch script goes by the note: after any other, srun ends those still at work."""
+    return 0 if status == "finished" or is_queued_again() else 130
 
 
 def _give_up(place: Place, error: BaseException) -> None:
     """Record a run that ended too early; one that could not even begin, because of the user's words or data, leaves no folder."""
-    if isinstance(error, ConfigError | DataError) and never_began(place.folder):
+    if isinstance(error, ConfigError | DataError) and never_began(place.folder) and not (place.folder / JOB).exists():
         shutil.rmtree(place.folder)
         return
     stopped = isinstance(error, KeyboardInterrupt)

@@ -56,6 +56,17 @@ def test_training_commands_compose(here, line):
         assert re.search(rf"^.* {key}: .*\(command line\)$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line.startswith("fivefold submit")])
+def test_submitted_commands_make_a_script(here, line, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # whatever cluster this machine belongs to
+    words = words_of(line)[2:]
+    done = here("submit", *([] if "--dry-run" in words else ["--dry-run"]), *words)
+    assert done.returncode == 0, done.stderr
+    nodes = words[words.index("--nodes") + 1]
+    assert f"\n#SBATCH --nodes={nodes}\n" in done.stdout
+    assert f"{nodes} nodes x " in done.stdout
+
+
 @pytest.mark.parametrize("line", [pytest.param(line, marks=pytest.mark.slow) if " estimate " in line else line
                                   for line in COMMAND_LINES if words_of(line)[0] == "fivefold" and "train" not in line])
 def test_other_commands_run(here, finished, tmp_path, line):

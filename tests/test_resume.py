@@ -5,12 +5,12 @@ import os
 import random
 import shlex
 import signal
-import time
 
 import pytest
 
 from pipelines.runs import steps_saved
 from tests.exactness import assert_same, latest, rows, state
+from tests.signals import signal_after
 
 SETTINGS = [
     pytest.param([], 2, id="one process, killed twice"),
@@ -31,18 +31,6 @@ def text_file(folder):
     words = random.Random(3)
     lines = [" ".join(words.choice(["whale", "sea", "ship", "captain", "the", "of", "white"]) for _ in range(12)) for _ in range(160)]
     (folder / "novel.txt").write_text("\n".join(lines))
-
-
-def signal_after(process, step, send):
-    """Call `send` with the run's process id when it has reported `step` and a random moment has passed; return everything it printed."""
-    printed = []
-    for line in process.stdout:
-        printed.append(line)
-        if line.startswith(f"step {step}/"):
-            time.sleep(random.random() * 0.03)
-            send(process.pid)
-    process.wait(timeout=120)
-    return "".join(printed)
 
 
 @pytest.mark.slow

@@ -144,9 +144,11 @@ def test_the_fingerprint_ignores_names_places_and_loggers(tmp_path):
 
 
 def numbers():
-    """Every key of a run that holds a number, with another number than its default."""
+    """Every key that holds a number and decides a run, with another number than its default."""
     config = compose(RUN)
     for section, values in to_mapping(config).items():
+        if section == "cluster":
+            continue
         schema = SECTIONS.get(section) or type(getattr(config, section).config)
         for key in leaves(schema):
             value = values
@@ -163,6 +165,10 @@ def test_the_fingerprint_changes_with_every_number():
         warnings.simplefilter("ignore", ConfigWarning)
         prints = [fingerprint(compose(["method=fira", *(["trainer.max_steps=8"] * ("max_steps" not in word)), word])) for word in words]
     assert len({*prints, fingerprint(compose(RUN))}) == len(words) + 1
+
+
+def test_the_fingerprint_is_the_same_wherever_a_run_is_launched():
+    assert fingerprint(compose([*RUN, "cluster=slurm", "cluster.time=60", "cluster.requeues=2"])) == fingerprint(compose(RUN))
 
 
 @pytest.mark.parametrize(("words", "said"), [
