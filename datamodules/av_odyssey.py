@@ -33,7 +33,8 @@ class AvOdysseyDataConfig:
     split: Literal["valid", "test"] = "valid"
     """which of the two sets is examined; no item of theirs is trained on"""
     control: Literal["none", "silent", "shuffled", "single_clip", "swapped"] = "none"
-    """what is taken away from the examined sounds: all sound, the right sounds, the second of two; or the two are exchanged"""
+    """what is taken away from the examined sounds: all sound, the right sounds, the second of two; or the two are exchanged. Where there is
+    one sound only, as in count, the last two change nothing"""
     batch_size: int = 64
     """training questions of each process in a batch"""
     eval_batch_size: int = 50

@@ -8,7 +8,7 @@ scale; nothing is normalised, and nothing clips but in the profile that imitates
     paper_clipped the same with full scale at 60 dB and hard clipping, as in the published loud examples
     hard          overlapping ranges and small gaps, which only a comparison answers
     mixed         paper and hard in turns
-    noise         hard, in white or pink noise 10 to 30 dB below the softer sound
+    noise         hard, in white or pink noise, one for both sounds, 30 to 40 dB below the peak of the softer one
     timbre        hard, with harmonic tones, and in the tasks that ask no pitch noise bands, in place of sines
     confound      hard, with a second difference that points the other way: the louder sound is lower, the higher softer, the longer softer
 """
@@ -60,10 +60,10 @@ class Rendered(Mapping[str, Audio]):
     sounds: Mapping[str, Sound]
     seed: int
     full: float = FULL
-    noisy: bool = False
+    noise: float | None = None  # nominal dB of its root mean square; None: no noise
 
     def __getitem__(self, tag: str) -> Audio:
-        return Audio(rendered(self.sounds[tag], np.random.default_rng(self.seed), self.full, self.noisy)[None], RATE)
+        return Audio(rendered(self.sounds[tag], np.random.default_rng(self.seed), self.full, self.noise)[None], RATE)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.sounds)
@@ -74,7 +74,7 @@ class Rendered(Mapping[str, Audio]):
     @property
     def digests(self) -> dict[str, str]:
         """Name each sound by all that it is rendered from."""
-        return {tag: repr((sound, self.seed, self.full, self.noisy)) for tag, sound in self.sounds.items()}
+        return {tag: repr((sound, self.seed, self.full, self.noise)) for tag, sound in self.sounds.items()}
 
     @property
     def tokens(self) -> dict[str, float]:
@@ -129,7 +129,8 @@ def make(rng: np.random.Generator, task: str, profile: Profile, name: str) -> Qu
     if rng.random() < 0.5:
         options, right = options[::-1], 1 - right
     full = 60.0 if profile == "paper_clipped" else FULL
-    media = Rendered({f"audio{place}": sound for place, sound in enumerate(sounds, 1)}, int(rng.integers(2**32)), full, profile == "noise")
+    noise = min(sound.level for sound in sounds) - rng.uniform(30, 40) if profile == "noise" else None
+    media = Rendered({f"audio{place}": sound for place, sound in enumerate(sounds, 1)}, int(rng.integers(2**32)), full, noise)
     truth = {tag: vars(sound) | {"clipped": sound.level > full} for tag, sound in media.sounds.items()} | {"profile": profile}
     return Question(name, task, FIRST_ID + TASKS.index(task), f"DeafTest {profile}", text, options, LETTERS[right], media, truth)
 
@@ -196,15 +197,15 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
-def rendered(sound: Sound, rng: np.random.Generator, full: float = FULL, noisy: bool = False) -> np.ndarray:
-    """Render a sound: (time,) float32, full scale 1 at `full` nominal dB; what is louder clips."""
+def rendered(sound: Sound, rng: np.random.Generator, full: float = FULL, noise: float | None = None) -> np.ndarray:
+    """Render a sound, in noise of so many nominal dB if any: (time,) float32, full scale 1 at `full` nominal dB; what is louder clips."""
     tone = _tone(sound, rng) * 10 ** ((sound.level - full) / 20)
     samples = np.zeros(round(sound.total * RATE), np.float32)
     for number in range(sound.count):
         start = min(round((sound.lead + number * (sound.seconds + sound.gap)) * RATE), len(samples) - len(tone))
         samples[start : start + len(tone)] += tone
-    if noisy:
-        samples += _noise(len(samples), rng) * 10 ** ((sound.level - full - rng.uniform(20, 30)) / 20)
+    if noise is not None:
+        samples += _noise(len(samples), rng) * 10 ** ((noise - full) / 20)
     return np.clip(samples, -1, 1).astype(np.float32)
 
 
@@ -234,16 +235,18 @@ def _band(centre: float, length: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _noise(length: int, rng: np.random.Generator) -> np.ndarray:
-    """Make white or pink noise with a root mean square of 1/3."""
+    """Make white or pink noise with a root mean square of 1."""
     spectrum = np.fft.rfft(rng.standard_normal(length))
     if rng.random() < 0.5:
         spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
     noise = np.fft.irfft(spectrum, length)
-    return noise / (3 * np.sqrt(np.mean(noise**2)))
+    return noise / np.sqrt(np.mean(noise**2))
 
 
 def controlled(question: Question, control: Control, another: Callable[[], np.random.Generator]) -> Question:
     """Take away what the answer needs: sound, the right sounds, the second of two; or exchange the two, which turns the answer round."""
+    if control == "none":
+        return question
     media: dict[str, Any] = dict(question.media)
     if control == "silent":
         media = {tag: Audio(np.zeros_like(audio.samples), audio.rate) for tag, audio in media.items()}

@@ -63,6 +63,16 @@ def test_levels_are_decibels_below_full_scale(kind, rms):
         assert np.sqrt(np.mean(loud[middle] ** 2)) == pytest.approx(rms * 0.1, rel=1e-3)
 
 
+def test_noise_is_as_loud_as_it_is_said_to_be_and_gives_no_level_away():
+    for question in of_task(DeafTest(1, "test", 20, "noise"), "loudness"):
+        levels, media = [question.truth[tag]["level"] for tag in question.media], question.media
+        for tag, sound in media.sounds.items():
+            noise = media[tag].samples[0] - rendered(sound, np.random.default_rng(media.seed))
+            level = 20 * np.log10(np.sqrt(np.mean(noise**2))) + 100
+            assert level == pytest.approx(media.noise, abs=0.2)
+            assert 29.8 <= min(levels) - level <= 40.2
+
+
 def test_only_the_profile_that_imitates_the_published_files_clips():
     for profile in PROFILES:
         clipped = [np.mean(np.abs(a.samples) >= 1) for q in of_task(DeafTest(1, "test", 30, profile), "loudness") for a in q.media.values()]
