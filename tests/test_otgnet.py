@@ -56,6 +56,24 @@ def test_labels_of_test_nodes_do_not_choose_the_best_pass_either():
     assert_same(honest.state_dict(), scrambled.state_dict())
 
 
+def roll_the_training_labels_of_the_last_task(data):
+    classes, label = data.stream.tasks[-1], data.stream.label
+    other = torch.arange(data.num_classes)
+    other[classes] = torch.tensor(classes).roll(1)
+    taught = (data.node_part == 0) & torch.isin(label, torch.tensor(classes))
+    label[taught] = other[label[taught]]
+
+
+def test_what_a_task_knows_before_it_is_learnt_does_not_come_from_its_labels():
+    honest, rolled = fitted(), fitted(change=roll_the_training_labels_of_the_last_task)
+    assert honest.progress.ahead == rolled.progress.ahead
+    assert len(honest.progress.ahead) == honest.data.num_tasks - 1
+    assert honest.progress.rows["task_il/snapshot"][-1] != rolled.progress.rows["task_il/snapshot"][-1]
+    chance = [100 / len(classes) for classes in honest.data.stream.tasks[1:]]
+    wanted = sum(a - c for a, c in zip(honest.progress.ahead, chance)) / len(chance)
+    assert honest.trainer.callback_metrics["test/task_il/FWT"].item() == pytest.approx(wanted, rel=1e-5)
+
+
 def test_what_comes_in_the_last_task_changes_nothing_in_the_tasks_before():
     known, changed = fitted(), fitted(change=rewire_the_last_task)
     assert_same({name: rows[:-1] for name, rows in known.progress.rows.items()},
@@ -146,7 +164,7 @@ def test_a_run_broken_off_inside_the_third_task_reaches_the_same_matrix(here, tm
     assert done.returncode == 0, done.stderr
     assert "resumed at step" in done.stdout
     tested = [line for line in done.stdout.splitlines() if line.startswith(("test/", "val/"))]
-    assert len(tested) == 16
+    assert len(tested) == 19
     assert [line for line in here("evaluate", f"run={broken}").stdout.splitlines() if line.startswith(("test/", "val/"))] == tested
     assert len(saved(whole)["otgnet"]["progress"]["snapshots"]) == 4
     assert_same(saved(whole)["state_dict"], saved(broken)["state_dict"])

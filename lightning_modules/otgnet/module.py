@@ -29,7 +29,7 @@ from lightning_modules.otgnet.encoding import unit_of_time
 from lightning_modules.otgnet.exams import MEMORIES, Exams, accuracies
 from lightning_modules.otgnet.gate import GateSection
 from lightning_modules.otgnet.losses import class_shares, classification
-from lightning_modules.otgnet.measures import Matrix
+from lightning_modules.otgnet.measures import Matrix, forward_transfer
 from lightning_modules.otgnet.memory import Memory
 from lightning_modules.otgnet.model import OpenModel
 from lightning_modules.otgnet.network import HeldBack, NetworkSection, Passed
@@ -296,6 +296,8 @@ class OtgnetModule(MethodModule):
         progress.replay.tasks.append(choose(self.learner, self.exams, task, before, after, self.config.replay, self.seed))
         progress.gated.append(self.exams.walk(self.learner, task, "valid", after, task).gated)
         progress.snapshots.append(after)
+        if (ahead := self.exams.ahead(self.learner, progress.snapshots)) is not None:
+            progress.ahead.append(ahead)
         self._retain(task, progress.best.weights)
         progress.finished = True
         for name, row in report.scores(self.tests(), self.learner.heads).items():
@@ -337,7 +339,11 @@ class OtgnetModule(MethodModule):
         """Test again, with the weights as they are, and lay out what the run has come to."""
         tests, heads = self.tests(), self.learner.heads
         rows, voted = report.with_last(self.progress.rows, report.scores(tests, heads)), report.vote(self.exams, task)
-        for name, value in report.figures(rows, tests["snapshot"], voted, heads).items():
+        found = report.figures(rows, tests["snapshot"], voted, heads)
+        found |= report.on_validation(self.exams.tests(self.learner, self.progress.snapshots, "current", "valid"), heads)
+        counts = [len(self.data.classes_of(number)) for number in range(1, len(self.progress.ahead) + 1)]
+        found["test/task_il/FWT"] = forward_transfer(self.progress.ahead, counts)
+        for name, value in found.items():
             self.log(name, value, sync_dist=True, batch_size=1)
         self.tables = report.tables(rows, tests["snapshot"], voted, self.data.stream.names, heads)
 
