@@ -72,7 +72,8 @@ class OtgnetModuleConfig:
     compat: Literal["none", "official"] = "none"
     """official: the public code's choices. Heads are never trained and compete within a task only, empty slots take part in the attention,
     no votes, no balance, memory starts anew in each task, the code learns as fast as its estimators; triads are kept by the plain product
-    of gradients, with the opposite sign"""
+    of gradients, by parameter means and with the opposite sign; all of them are replayed in each step, without neighbours, with the link
+    loss divided by its pairs. Labels of held-out nodes are not looked at even so, and a node is scored by its own last prediction"""
 
     def __post_init__(self) -> None:
         if self.retain.nearest_mean and self.replay.kind == "none":
@@ -84,7 +85,8 @@ class OtgnetModuleConfig:
             return self
         return replace(self, network=replace(self.network, masked=False, votes=0), classes="task", balance=False, carry=False, keep="best",
                        select="task_il", frozen_heads=True, bottleneck=replace(self.bottleneck, lr=0.005, estimator_lr=0.005),
-                       replay=replace(self.replay, importance="gradient", helpful=False))
+                       replay=replace(self.replay, importance="gradient", helpful=False, product="mean", batch_size=0, history=False,
+                                      link_mean="official", radius=0.21))
 
     def without_effect(self) -> dict[str, str]:
         """Name what the preset decides."""
