@@ -2,11 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
+from datamodules.opening import opening
+from datamodules.otgnet import OtgnetData
+from datamodules.rows import DataError
 from lightning_modules.otgnet.walk import walk
+from pipelines.build import build
+from pipelines.config import compose
 from pipelines.runs import steps_saved
 from tests.exactness import assert_same, fitted_in_process, latest
 
@@ -127,6 +133,23 @@ def test_a_stream_of_fewer_tasks_hands_its_state_on_without_the_classes_to_come(
     for task in range(1, 4):
         assert torch.equal(module.model.heads.weight[task], fresh.model.heads.weight[task])
     assert not torch.equal(module.model.heads.weight[0], fresh.model.heads.weight[0])
+
+
+def test_a_checkpoint_of_fewer_tasks_is_refused_in_one_line_where_more_have_come(tmp_path):
+    whole = opening(0, "otg")
+    known = torch.where(whole.label < 4, whole.label, -1)
+    half = replace(whole, label=known, tasks=whole.tasks[:2], names=whole.names[:4], task=torch.where(whole.task < 2, whole.task, -1))
+    for name, stream in (("half", half), ("whole", whole)):
+        built = build(compose(latest([*WORDS, "data.passes=1", "trainer.max_steps=2"])), None)
+        built.trainer.progress_bar_callback.disable()
+        data = OtgnetData(built.data.config, stream)
+        if name == "half":
+            built.trainer.fit(built.module, datamodule=data)
+            built.trainer.save_checkpoint(tmp_path / "half.ckpt")
+        else:
+            line = r"^data: the checkpoint's stream opens \[2, 2\] classes in its tasks, this one \[2, 2, 2, 2\]"
+            with pytest.raises(DataError, match=line):
+                built.trainer.fit(built.module, datamodule=data, ckpt_path=tmp_path / "half.ckpt")
 
 
 @pytest.mark.parametrize(("words", "line"), [
