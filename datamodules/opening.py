@@ -1,7 +1,7 @@
 """A generated stream whose classes open task by task, and whose events often join two classes.
 
 Nodes arrive one after another. Each links to nodes that came before: to its own class with probability STAYS, else to any, so that a new
-class is surrounded by old ones. Features tell classes apart only in part; neighbours tell the rest.
+class is surrounded by old ones, whose votes it loses. Features tell classes apart only in part, and so do neighbours: it takes both.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from datamodules.temporal import Protocol, TemporalStream, windowed_tasks
 
 TASKS, EACH, NODES, LINKS, WIDTH = 4, 2, 400, 5, 16  # NODES arrive in each task, LINKS events each
-STAYS, STRENGTH, RETURNS = 0.75, 0.35, 0.2  # RETURNS: share of arriving nodes whose class is an old one
+STAYS, STRENGTH, RETURNS = 0.25, 0.5, 0.2  # RETURNS: share of arriving nodes whose class is an old one
 
 
 def opening(seed: int, protocol: Protocol, nodes: int = NODES) -> TemporalStream:

@@ -2,11 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
+from datamodules.opening import opening
+from datamodules.otgnet import OtgnetData
+from datamodules.rows import DataError
 from lightning_modules.otgnet.walk import walk
+from pipelines.build import build
+from pipelines.config import compose
 from pipelines.runs import steps_saved
 from tests.exactness import assert_same, fitted_in_process, latest
 
@@ -54,6 +60,24 @@ def test_labels_of_held_out_nodes_leave_no_trace_in_what_is_learnt_or_gated():
 def test_labels_of_test_nodes_do_not_choose_the_best_pass_either():
     honest, scrambled = fitted(), fitted(change=scramble(2))
     assert_same(honest.state_dict(), scrambled.state_dict())
+
+
+def roll_the_training_labels_of_the_last_task(data):
+    classes, label = data.stream.tasks[-1], data.stream.label
+    other = torch.arange(data.num_classes)
+    other[classes] = torch.tensor(classes).roll(1)
+    taught = (data.node_part == 0) & torch.isin(label, torch.tensor(classes))
+    label[taught] = other[label[taught]]
+
+
+def test_what_a_task_knows_before_it_is_learnt_does_not_come_from_its_labels():
+    honest, rolled = fitted(), fitted(change=roll_the_training_labels_of_the_last_task)
+    assert honest.progress.ahead == rolled.progress.ahead
+    assert len(honest.progress.ahead) == honest.data.num_tasks - 1
+    assert honest.progress.rows["task_il/snapshot"][-1] != rolled.progress.rows["task_il/snapshot"][-1]
+    chance = [100 / len(classes) for classes in honest.data.stream.tasks[1:]]
+    wanted = sum(a - c for a, c in zip(honest.progress.ahead, chance)) / len(chance)
+    assert honest.trainer.callback_metrics["test/task_il/FWT"].item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_what_comes_in_the_last_task_changes_nothing_in_the_tasks_before():
@@ -111,6 +135,23 @@ def test_a_stream_of_fewer_tasks_hands_its_state_on_without_the_classes_to_come(
     assert not torch.equal(module.model.heads.weight[0], fresh.model.heads.weight[0])
 
 
+def test_a_checkpoint_of_fewer_tasks_is_refused_in_one_line_where_more_have_come(tmp_path):
+    whole = opening(0, "otg")
+    known = torch.where(whole.label < 4, whole.label, -1)
+    half = replace(whole, label=known, tasks=whole.tasks[:2], names=whole.names[:4], task=torch.where(whole.task < 2, whole.task, -1))
+    for name, stream in (("half", half), ("whole", whole)):
+        built = build(compose(latest([*WORDS, "data.passes=1", "trainer.max_steps=2"])), None)
+        built.trainer.progress_bar_callback.disable()
+        data = OtgnetData(built.data.config, stream)
+        if name == "half":
+            built.trainer.fit(built.module, datamodule=data)
+            built.trainer.save_checkpoint(tmp_path / "half.ckpt")
+        else:
+            line = r"^data: the checkpoint's stream opens \[2, 2\] classes in its tasks, this one \[2, 2, 2, 2\]"
+            with pytest.raises(DataError, match=line):
+                built.trainer.fit(built.module, datamodule=data, ckpt_path=tmp_path / "half.ckpt")
+
+
 @pytest.mark.parametrize(("words", "line"), [
     (["trainer.max_epochs=2"],
      "trainer.max_epochs: must be 1, the whole stream once, not 2; data.passes says how often each task is passed over"),
@@ -146,7 +187,7 @@ def test_a_run_broken_off_inside_the_third_task_reaches_the_same_matrix(here, tm
     assert done.returncode == 0, done.stderr
     assert "resumed at step" in done.stdout
     tested = [line for line in done.stdout.splitlines() if line.startswith(("test/", "val/"))]
-    assert len(tested) == 16
+    assert len(tested) == 19
     assert [line for line in here("evaluate", f"run={broken}").stdout.splitlines() if line.startswith(("test/", "val/"))] == tested
     assert len(saved(whole)["otgnet"]["progress"]["snapshots"]) == 4
     assert_same(saved(whole)["state_dict"], saved(broken)["state_dict"])

@@ -55,16 +55,26 @@ class Exams:
         return EventBatch(event, self.src[event], self.dst[event], self.t[event])
 
     def walk(self, model: OpenModel, task: int, part: str, memory: Memory, seen: int) -> Found:
-        """Walk through the "valid" or "test" events of a task, writing into `memory`, when tasks up to `seen` have been learnt."""
+        """Walk through the "valid" or "test" events of a task, writing into `memory`, when tasks up to `seen` have been learnt.
+
+        The classes of a later task compete as well where that is the one examined.
+        """
         scored = self.data.scored(task, part).to(self.device)
         return walk(model, self.around(task, part, seen), memory, self.events(self.data.events(task, part)), scored, self.label,
-                    seen + 1, self.reach)
+                    max(seen, task) + 1, self.reach)
+
+    def ahead(self, model: OpenModel, snapshots: list[Memory]) -> float | None:
+        """Return the task-IL accuracy on the test nodes of the task that comes next, of which nothing was learnt; None: there is none."""
+        seen = len(snapshots) - 1
+        if seen + 1 == len(self.data.stream.tasks):
+            return None
+        return accuracies(self.walk(model, seen + 1, "test", snapshots[seen].copy(), seen), model.heads).task_il
 
     def visible_events(self, task: int, part: str) -> Tensor:
         """List the places (V,) of the events that a part of a task may look back at."""
         return self.data.visible(task, part).event.unique()
 
-    def tests(self, model: OpenModel, snapshots: list[Memory], kind: str) -> list[Found]:
+    def tests(self, model: OpenModel, snapshots: list[Memory], kind: str, part: str = "test") -> list[Found]:
         """Test all tasks that have been learnt: each from the memory that was kept of its own end, or all from the newest one."""
         seen = len(snapshots) - 1
-        return [self.walk(model, task, "test", snapshots[task if kind == "snapshot" else seen].copy(), seen) for task in range(seen + 1)]
+        return [self.walk(model, task, part, snapshots[task if kind == "snapshot" else seen].copy(), seen) for task in range(seen + 1)]

@@ -19,10 +19,12 @@ Parameters = dict[str, Tensor]
 Logits = Callable[[Parameters], Tensor]  # parameters -> logits (n, C) of all samples
 
 
-def worth(logits: Logits, parameters: Parameters, label: Tensor, curvature: Curvature, damping: float = 0.01, steps: int = 20) -> Tensor:
+def worth(logits: Logits, parameters: Parameters, label: Tensor, curvature: Curvature, damping: float = 0.01, steps: int = 20,
+          by_mean: bool = False) -> Tensor:
     """Return the worth of each sample (n,), with labels (n,); logits of closed classes are -inf.
 
-    `damping` is λ; `steps` bounds the iterations.
+    `damping` is λ; `steps` bounds the iterations. `by_mean`: the product adds up the means of all parameters, not their sums, so that a
+    large matrix counts no more than a bias.
     """
     said, pull, *_ = vjp(logits, parameters)
     chances = torch.softmax(said, -1)
@@ -41,6 +43,8 @@ def worth(logits: Logits, parameters: Parameters, label: Tensor, curvature: Curv
         direction = conjugate_gradients(curve, gradient, steps)
     elif curvature == "lissa":
         direction = lissa(curve, gradient, steps)
+    if by_mean:
+        direction = {name: value / value.numel() for name, value in direction.items()}
     moved = _finite(jvp(logits, (parameters,), (direction,))[1])
     return (error * moved).sum(-1)
 

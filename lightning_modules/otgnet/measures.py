@@ -26,6 +26,15 @@ def learning_accuracy(matrix: Matrix) -> float:
     return sum(row[-1] for row in matrix) / len(matrix)
 
 
+def forward_transfer(ahead: Sequence[float], classes: Sequence[int]) -> float:
+    """FWT: how far the accuracy on a task, measured just before it is learnt, lies above chance among its classes; 0 with one task.
+
+    After Lopez-Paz and Ranzato (2017), whose reference is a network without training; `ahead` are those accuracies from the second task on.
+    """
+    gains = [accuracy - 100.0 / count for accuracy, count in zip(ahead, classes, strict=True)]
+    return sum(gains) / len(gains) if gains else 0.0
+
+
 def macro_f1(predicted: Tensor, label: Tensor, num_classes: int) -> float:
     """Return the mean F1 of the classes that occur among predictions or labels (n,), in percent."""
     if not len(label):

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from datamodules.rows import DataError
 from datamodules.task_order import EventBatch
 from lightning_modules.base import MethodModule, OptimizerFactory, optimizer_steps
 from lightning_modules.optim.adamw import AdamW, AdamWConfig
@@ -28,8 +29,9 @@ from lightning_modules.otgnet.continual import RetainSection, divergence, fisher
 from lightning_modules.otgnet.encoding import unit_of_time
 from lightning_modules.otgnet.exams import MEMORIES, Exams, accuracies
 from lightning_modules.otgnet.gate import GateSection
+from lightning_modules.otgnet.heads import tasks_of
 from lightning_modules.otgnet.losses import class_shares, classification
-from lightning_modules.otgnet.measures import Matrix
+from lightning_modules.otgnet.measures import Matrix, forward_transfer
 from lightning_modules.otgnet.memory import Memory
 from lightning_modules.otgnet.model import OpenModel
 from lightning_modules.otgnet.network import HeldBack, NetworkSection, Passed
@@ -72,7 +74,8 @@ class OtgnetModuleConfig:
     compat: Literal["none", "official"] = "none"
     """official: the public code's choices. Heads are never trained and compete within a task only, empty slots take part in the attention,
     no votes, no balance, memory starts anew in each task, the code learns as fast as its estimators; triads are kept by the plain product
-    of gradients, with the opposite sign"""
+    of gradients, by parameter means and with the opposite sign; all of them are replayed in each step, without neighbours, with the link
+    loss divided by its pairs. Labels of held-out nodes are not looked at even so, and a node is scored by its own last prediction"""
 
     def __post_init__(self) -> None:
         if self.retain.nearest_mean and self.replay.kind == "none":
@@ -84,7 +87,8 @@ class OtgnetModuleConfig:
             return self
         return replace(self, network=replace(self.network, masked=False, votes=0), classes="task", balance=False, carry=False, keep="best",
                        select="task_il", frozen_heads=True, bottleneck=replace(self.bottleneck, lr=0.005, estimator_lr=0.005),
-                       replay=replace(self.replay, importance="gradient", helpful=False))
+                       replay=replace(self.replay, importance="gradient", helpful=False, product="mean", batch_size=0, history=False,
+                                      link_mean="official", radius=0.21))
 
     def without_effect(self) -> dict[str, str]:
         """Name what the preset decides."""
@@ -201,12 +205,17 @@ class OtgnetModule(MethodModule):
             loss = (1 - self.config.replay.weight) * loss + self.config.replay.weight * again + self.config.replay.links * links
         total = loss + self._held(view, passed, batch) + self._code_losses(batch, generator)
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=1)
-        self.log("train/gated", view.gated_share, sync_dist=True, batch_size=1)
+        self._note("train/gated", view.gated_share)
         if self.trainer.world_size > 1:  # processes expect a gradient of every parameter
             total = total + 0.0 * torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
         self.manual_backward(total)
         self._update(learnt=len(self.queue) > 0, estimators=batch.number < self.config.bottleneck.estimator_passes)
         self._remember(batch, view, passed.rows.detach(), passed.gated)
+
+    def _note(self, name: str, value: Tensor) -> None:
+        """Log a figure of a step that loggers record; in all others it would only take time."""
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log(name, value, sync_dist=True, batch_size=1)
 
     def _reviewed(self, review: Review, task: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the mean classification loss of a draw of replayed events, the same on all processes, and their link loss."""
@@ -215,8 +224,8 @@ class OtgnetModule(MethodModule):
         label = review.around.known[view.node]
         again = self._losses(logits, label).sum() / (label >= 0).sum().clamp(min=1)
         links = review.link_loss(view, passed.rows) if self.config.replay.links else torch.zeros_like(again)
-        self.log("train/replay", again.detach(), sync_dist=True, batch_size=1)
-        self.log("train/links", links.detach(), sync_dist=True, batch_size=1)
+        self._note("train/replay", again.detach())
+        self._note("train/links", links.detach())
         return again, links
 
     def _held(self, view: View, passed: Passed, batch: EventBatch) -> Tensor:
@@ -224,11 +233,11 @@ class OtgnetModule(MethodModule):
         section, held = self.config.retain, torch.zeros((), device=self.device)
         if section.ewc:
             held = held + section.ewc * self.progress.retained.pull(learning(self.learner))
-            self.log("train/ewc", held.detach(), sync_dist=True, batch_size=1)
+            self._note("train/ewc", held.detach())
         for teacher in self.teachers:
             strayed = divergence(teacher, self.learner, view, passed.hidden, batch.task, section.temperature).sum()
             strayed = strayed * self.trainer.world_size / (2 * len(batch))
-            self.log("train/strayed", strayed.detach(), sync_dist=True, batch_size=1)
+            self._note("train/strayed", strayed.detach())
             held = held + section.distil * strayed
         return held
 
@@ -246,8 +255,8 @@ class OtgnetModule(MethodModule):
         x, label = self.queue.sample(self.config.bottleneck.sample, generator)
         opened = self.learner.heads.opened(batch.task + 1)
         bounds = self.learner.code.bounds(x, label, opened, self.config.bottleneck.beta, generator)
-        self.log("train/club", bounds.club, sync_dist=True, batch_size=1)
-        self.log("train/mine", bounds.mine, sync_dist=True, batch_size=1)
+        self._note("train/club", bounds.club)
+        self._note("train/mine", bounds.mine)
         return bounds.code + bounds.estimators
 
     def _update(self, learnt: bool, estimators: bool) -> None:
@@ -296,6 +305,8 @@ class OtgnetModule(MethodModule):
         progress.replay.tasks.append(choose(self.learner, self.exams, task, before, after, self.config.replay, self.seed))
         progress.gated.append(self.exams.walk(self.learner, task, "valid", after, task).gated)
         progress.snapshots.append(after)
+        if (ahead := self.exams.ahead(self.learner, progress.snapshots)) is not None:
+            progress.ahead.append(ahead)
         self._retain(task, progress.best.weights)
         progress.finished = True
         for name, row in report.scores(self.tests(), self.learner.heads).items():
@@ -337,7 +348,11 @@ class OtgnetModule(MethodModule):
         """Test again, with the weights as they are, and lay out what the run has come to."""
         tests, heads = self.tests(), self.learner.heads
         rows, voted = report.with_last(self.progress.rows, report.scores(tests, heads)), report.vote(self.exams, task)
-        for name, value in report.figures(rows, tests["snapshot"], voted, heads).items():
+        found = report.figures(rows, tests["snapshot"], voted, heads)
+        found |= report.on_validation(self.exams.tests(self.learner, self.progress.snapshots, "current", "valid"), heads)
+        counts = [len(self.data.classes_of(number)) for number in range(1, len(self.progress.ahead) + 1)]
+        found["test/task_il/FWT"] = forward_transfer(self.progress.ahead, counts)
+        for name, value in found.items():
             self.log(name, value, sync_dist=True, batch_size=1)
         self.tables = report.tables(rows, tests["snapshot"], voted, self.data.stream.names, heads)
 
@@ -364,6 +379,11 @@ class OtgnetModule(MethodModule):
         checkpoint["otgnet"] = {"progress": self.progress.state_dict(), "queue": self.queue.state_dict(), "seed": self.seed}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back what is no weight; DataError if the checkpoint's stream opened classes in other tasks."""
+        saved_tasks, tasks = tasks_of(checkpoint["state_dict"]), tasks_of(self.state_dict())
+        if saved_tasks != tasks:
+            raise DataError(f"data: the checkpoint's stream opens {saved_tasks} classes in its tasks, this one {tasks}; all heads "
+                            "are made at the start, so restore that stream, or start a new run on this one")
         saved = checkpoint["otgnet"]
         self.progress, self.seed = Progress.of(saved["progress"]), saved["seed"]
         self.queue.load_state_dict(saved["queue"])

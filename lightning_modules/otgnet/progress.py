@@ -33,6 +33,7 @@ class Progress:
     replay: Replay = field(default_factory=Replay)
     retained: Retained = field(default_factory=Retained)
     gated: list[float] = field(default_factory=list)  # share of gated neighbours in the validation of each finished task
+    ahead: list[float] = field(default_factory=list)  # task-IL accuracy on the second task and later ones, just before each was learnt
     rows: dict[str, list[list[float]]] = field(default_factory=dict)  # "setting/memory" -> accuracy on tasks 0..T after each task T
 
     def begin_pass(self, task: int, number: int, fresh: Callable[[], Memory], carry: bool) -> None:
@@ -69,7 +70,7 @@ class Progress:
         best = self.best and {"score": self.best.score, "weights": self.best.weights, "memory": self.best.memory.state_dict()}
         return {"memory": self.memory.state_dict(), "task": self.task, "finished": self.finished, "best": best,
                 "snapshots": [memory.state_dict() for memory in self.snapshots], "replay": self.replay.state_dict(),
-                "retained": self.retained.state_dict(), "gated": self.gated, "rows": self.rows}
+                "retained": self.retained.state_dict(), "gated": self.gated, "ahead": self.ahead, "rows": self.rows}
 
     @staticmethod
     def of(state: dict[str, Any]) -> "Progress":
@@ -78,4 +79,4 @@ class Progress:
         rows = {name: [[*row] for row in matrix] for name, matrix in state["rows"].items()}
         snapshots = [Memory.of(memory) for memory in state["snapshots"]]
         return Progress(Memory.of(state["memory"]), state["task"], state["finished"], best, snapshots, Replay.of(state["replay"]),
-                        Retained(**state["retained"]), [*state["gated"]], rows)
+                        Retained(**state["retained"]), [*state["gated"]], [*state["ahead"]], rows)

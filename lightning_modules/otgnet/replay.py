@@ -30,10 +30,16 @@ class ReplaySection:
     """share of replayed events in the loss"""
     links: float = 0.5
     """weight of the link loss on pairs of kept triads, rho; 0: no link loss"""
+    link_mean: Literal["sorts", "official"] = "sorts"
+    """sorts: both sorts of pairs alike; official: the sum of both sorts' means, once more divided by the number of pairs that met"""
+    history: bool = True
+    """let a replayed event see the neighbours that stood before it; false: none, as the public code's graph of one task holds none"""
     importance: Literal["gradient", "lissa", "cg", "none"] = "cg"
     """how a sample's worth takes curvature into account; none: all are worth the same"""
     helpful: bool = True
     """keep what lowers the mean loss when it weighs more; false: the public code's opposite sign"""
+    product: Literal["sum", "mean"] = "sum"
+    """what a product of gradients adds up: all numbers, or, as the public code does, the means of each parameter"""
     damping: float = 0.01
     """added to the curvature's diagonal"""
     diversity: float = 20.0
@@ -60,11 +66,11 @@ class ReplaySection:
             return {name: "kind=none replays nothing" for name in vars(self) if name != "kind"}
         idle: dict[str, str] = {}
         if self.kind != "triads":
-            idle |= dict.fromkeys(("sorts", "links", "diversity", "radius", "candidates"), f"kind={self.kind} keeps no triads")
+            idle |= dict.fromkeys(("sorts", "links", "link_mean", "diversity", "radius", "candidates"), f"kind={self.kind} keeps no triads")
         if self.kind == "all":
             idle["per_class"] = "kind=all keeps everything"
         if self.kind in ("random", "herding", "all"):
-            idle |= dict.fromkeys(("importance", "helpful", "damping"), f"kind={self.kind} weighs nothing")
+            idle |= dict.fromkeys(("importance", "helpful", "product", "damping"), f"kind={self.kind} weighs nothing")
         return idle
 
 
@@ -198,14 +204,16 @@ def _events(task: Finished, kind: int, section: ReplaySection, generator: torch.
     return Kept(first[chosen].unique(), none, none)
 
 
-def link_loss(rows: Tensor, met: Tensor, apart: Tensor) -> Tensor:
+def link_loss(rows: Tensor, met: Tensor, apart: Tensor, mean: Literal["sorts", "official"] = "sorts") -> Tensor:
     """Return the mean cross-entropy of whether pairs of rows' places met (p, 2) or stayed apart (q, 2), by sigma(H_a · H_b).
 
-    Both sorts weigh the same, however many there are of each.
+    Both sorts weigh the same, however many there are of each. `official`: the public code's (mean of p + mean of q) / p.
     """
     losses = []
     for pairs, wanted in ((met, 1.0), (apart, 0.0)):
         if len(pairs):
             near = (rows[pairs[:, 0]] * rows[pairs[:, 1]]).sum(-1)
             losses.append(F.binary_cross_entropy_with_logits(near, torch.full_like(near, wanted)))
-    return torch.stack(losses).mean() if losses else rows.new_zeros(())
+    if not losses:
+        return rows.new_zeros(())
+    return torch.stack(losses).mean() if mean == "sorts" else torch.stack(losses).sum() / max(len(met), 1)

@@ -57,6 +57,12 @@ def figures(rows: Rows, last: list[Found], voted: Voted, heads: Heads) -> dict[s
     return found
 
 
+def on_validation(found: list[Found], heads: Heads) -> dict[str, float]:
+    """Return AP on the validation nodes of all tasks, by which settings are chosen; `found` are their walks at the end."""
+    both = [accuracies(f, heads) for f in found if len(f.node)]
+    return {f"val/{setting}/AP": sum(getattr(score, setting) for score in both) / max(len(both), 1) for setting in SETTINGS}
+
+
 def tables(rows: Rows, last: list[Found], voted: Voted, names: list[str], heads: Heads) -> dict[str, Table]:
     """Lay out all matrices, and the accuracy on each class."""
     tasks = len(last)

@@ -1,5 +1,6 @@
 """Going over earlier tasks while a new one is learnt: what is drawn, from which memory, and what a node of a finished task was worth."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,7 +49,11 @@ class Review:
         """Look at a draw of events as they were."""
         reach, memory = self.exams.reach, self.memory
         assert memory is not None
-        return look(self.draw(generator), self.around, memory, reach.neighbours, reach.votes, reach.gate)
+        view = look(self.draw(generator), self.around, memory, reach.neighbours, reach.votes, reach.gate)
+        if self.section.history:
+            return view
+        nobody = torch.zeros_like(view.mask)
+        return replace(view, mask=nobody, gated=nobody, age=torch.zeros_like(view.age), votes=torch.zeros_like(view.votes))
 
     def shares(self, num_classes: int) -> Tensor:
         """Return how often each class comes up, (C,), if all is drawn alike."""
@@ -61,7 +66,7 @@ class Review:
         place.scatter_reduce_(0, view.node, torch.arange(len(rows), device=rows.device), "amax")
         pairs = [torch.cat([self.replay.pairs(task)[sort] for task in range(self.tasks)]) for sort in (0, 1)]
         met, apart = (place[p.to(rows.device)] for p in pairs)
-        return link_loss(rows, met[(met >= 0).all(1)], apart[(apart >= 0).all(1)])
+        return link_loss(rows, met[(met >= 0).all(1)], apart[(apart >= 0).all(1)], self.section.link_mean)
 
 
 @torch.no_grad()
@@ -88,7 +93,8 @@ def first_meetings(model: OpenModel, around: Surroundings, memory: Memory, event
     return nodes, inputs, votes
 
 
-def worth_of(model: OpenModel, inputs: Tensor, votes: Tensor, label: Tensor, opened: int, curvature: Curvature, damping: float) -> Tensor:
+def worth_of(model: OpenModel, inputs: Tensor, votes: Tensor, label: Tensor, opened: int, curvature: Curvature, damping: float,
+             by_mean: bool = False) -> Tensor:
     """Return what each sample is worth to all (n,), by the classifier's two layers: inputs (n, in), votes (n, C), labels (n,)."""
     heads, first = model.heads, model.encoder.first
     classes = heads.opened(opened).nonzero().view(-1)
@@ -103,7 +109,7 @@ def worth_of(model: OpenModel, inputs: Tensor, votes: Tensor, label: Tensor, ope
 
     place = torch.zeros(heads.num_classes, dtype=torch.int64, device=label.device)
     place[classes] = torch.arange(len(classes), device=label.device)
-    return worth(logits, parameters, place[label], curvature, damping)
+    return worth(logits, parameters, place[label], curvature, damping, by_mean=by_mean)
 
 
 def choose(model: OpenModel, exams: Exams, task: int, before: Memory, after: Memory, section: ReplaySection, seed: int) -> dict[int, Kept]:
@@ -112,7 +118,8 @@ def choose(model: OpenModel, exams: Exams, task: int, before: Memory, after: Mem
     values = torch.full((len(around.known),), float("nan"))
     if section.kind in ("triads", "influence") and section.importance != "none":
         nodes, inputs, votes = first_meetings(model, around, before.copy(), events, exams.reach, task + 1)
-        found = worth_of(model, inputs, votes, around.known[nodes], task + 1, section.importance, section.damping)
+        found = worth_of(model, inputs, votes, around.known[nodes], task + 1, section.importance, section.damping,
+                         section.product == "mean")
         values[nodes.cpu()] = found.cpu()
     stream: Any = exams.data.stream
     finished = Finished(stream.src, stream.dst, events.event.cpu(), around.known.cpu(), around.neighbours, after.rows.cpu(), values)

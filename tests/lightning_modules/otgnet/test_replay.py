@@ -9,7 +9,14 @@ from sklearn.metrics import f1_score, recall_score
 
 from datamodules.otgnet import OtgnetData, OtgnetDataConfig
 from lightning_modules.otgnet.baselines import last_events, propagated
-from lightning_modules.otgnet.measures import average_forgetting, average_performance, class_accuracy, learning_accuracy, macro_f1
+from lightning_modules.otgnet.measures import (
+    average_forgetting,
+    average_performance,
+    class_accuracy,
+    forward_transfer,
+    learning_accuracy,
+    macro_f1,
+)
 from lightning_modules.otgnet.pictures import draw_course, draw_embeddings, draw_matrices
 from lightning_modules.otgnet.replay import Finished, Replay, ReplaySection, keep, link_loss
 
@@ -100,6 +107,11 @@ def test_ap_and_af_of_a_matrix_worked_out_by_hand():
     assert average_forgetting(matrix) == pytest.approx(((90 - 75) + (80 - 60)) / 2)
     assert learning_accuracy(matrix) == pytest.approx((90 + 80 + 50) / 3)
     assert average_forgetting([[50.0]]) == 0
+
+
+def test_forward_transfer_is_what_lies_above_chance_before_a_task_is_learnt():
+    assert forward_transfer([60.0, 20.0], [2, 4]) == pytest.approx(((60 - 50) + (20 - 25)) / 2)
+    assert forward_transfer([], []) == 0
 
 
 def test_a_task_that_is_forgotten_less_than_nothing_counts_from_its_best():
