@@ -75,7 +75,8 @@ def rows(found: Sequence[Any], base: Any, metric: str) -> tuple[list[str], list[
         cells = ["", "", "", ""] if apart is None else [f"{apart.summary.mean:+.5g} ({apart.summary.n})", _half(apart.summary.half),
                                                       _number(apart.t_test, ".3g"), _number(apart.wilcoxon, ".3g")]
         table.append([contender.name, str(told.n), _number(told.mean, ".6g"), _half(told.half), *cells])
-    return header, table
+    own = len(header) if len(found) > 1 else 4  # one contender has nothing to be compared with
+    return header[:own], [row[:own] for row in table]
 
 
 def _number(value: float, form: str) -> str:
