@@ -249,7 +249,7 @@ def controlled(question: Question, control: Control, another: Callable[[], np.ra
         return question
     media: dict[str, Any] = dict(question.media)
     if control == "silent":
-        media = {tag: Audio(np.zeros_like(audio.samples), audio.rate) for tag, audio in media.items()}
+        media = {tag: Audio(np.zeros((1, RATE), np.float32), RATE) for tag in media}  # one second each: lengths tell something, too
     elif control == "shuffled":
         media = dict(make(another(), question.task, question.truth["profile"], question.id).media)
     elif control == "single_clip" and len(media) > 1:
