@@ -40,8 +40,10 @@ class RunSection:
 
     def __post_init__(self) -> None:
         positive("seeds", self.seeds)
-        if not 0 <= self.seed <= 2**32 - self.seeds:
-            raise ValueError(f"seed: must lie in 0..2^32-1, and so must those of run.seeds after it, not {self.seed}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: must lie in 0..2^32-1, not {self.seed}")
+        if self.seed + self.seeds > 2**32:
+            raise ValueError(f"seeds: must leave all seeds from {self.seed} on in 0..2^32-1, not {self.seeds}")
         if self.name is not None and not re.fullmatch(r"(?!\.)[^/\\\x00-\x1f]+", self.name):
             raise ValueError(f"name: must be the name of one folder, not '{self.name}'; run.root says where it lies")
 

@@ -1,6 +1,5 @@
 """What FreeKD promises on real graphs: a gain where labels are few, no harm where they are many, and a step that fits into memory."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -58,16 +57,8 @@ def step_as_large_as_physics():
 
 
 @pytest.mark.slow
-def test_a_step_on_half_a_million_edges_takes_less_than_a_second_and_never_holds_a_vector_for_each_edge():
-    """Which would be 667 MiB (two networks, 64 numbers an edge, forward and backward); the time is that of one core."""
-    once, times, threads = step_as_large_as_physics(), [], torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for _ in range(3):
-            start = time.process_time()
-            once()
-            times.append(time.process_time() - start)
-    finally:
-        torch.set_num_threads(threads)
-    assert min(times) < 1
+def test_a_step_on_half_a_million_edges_never_holds_a_vector_for_each_edge():
+    """Which would be 667 MiB: two networks, 64 numbers an edge, forward and backward."""
+    once = step_as_large_as_physics()
+    once()
     assert peak_temporary_bytes(once, torch.device("cpu")) / 2**20 < 300
