@@ -20,6 +20,7 @@ from pipelines.callbacks import Findings, LearningRate, RunRecord, SeedEachBatch
 from pipelines.checkpoints import Checkpoints, WholeFiles
 from pipelines.heap import keep_freed_memory
 from pipelines.logs import set_up_logs
+from pipelines.processes import rank
 from pipelines.progress import progress_bar
 from pipelines.schema import Component, RunConfig
 from pipelines.slurm import in_job, launcher
@@ -118,8 +119,8 @@ def _loggers(config: RunConfig, folder: Path | None) -> list[Logger]:
     if folder is None:
         return []
     loggers: list[Logger] = [MetricsFile(folder)]
-    if config.logger.name == "wandb" and wandb_mode(config.logger.mode) != "disabled":
-        loggers.append(wandb_logger(config, folder))
+    if rank() == 0 and config.logger.name == "wandb" and wandb_mode(config.logger.mode) != "disabled":
+        loggers.append(wandb_logger(config, folder))  # other processes would start the same run once more
     return loggers
 
 

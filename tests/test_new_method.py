@@ -95,7 +95,7 @@ optim: {lr: 0.1}
 def grown(tmp_path):
     """A copy of the project with the new method's files added to it, and a function that runs Python there."""
     copy = tmp_path / "project"
-    for name in (*PACKAGES, "tests"):
+    for name in (*PACKAGES, "tests", "slurm"):
         shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         if (REPOSITORY / name).exists():
@@ -153,8 +153,10 @@ def test_a_wheel_holds_the_code_and_the_configuration_of_a_new_method(grown, tmp
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
         archive.extractall(tmp_path / "site")
-    code = {str(p.relative_to(copy)) for name in PACKAGES for p in (copy / name).rglob("*") if p.suffix in (".py", ".yaml")}
-    assert held == code
+    code = {str(p.relative_to(copy)) for name in PACKAGES for p in (copy / name).rglob("*") if p.suffix in (".py", ".yaml", ".csv")}
+    shared = {name.partition(".data/data/")[2] for name in held if ".data/" in name}
+    assert shared == {f"share/fivefold/slurm/{name}" for name in ("env.sh", "train.sbatch")}
+    assert {name for name in held if ".data/" not in name} == code
     assert set(FILES) <= held
     front = python("-P", "-m", "pipelines", cwd=tmp_path, path=tmp_path / "site")
     assert "slope_debug" in front.stdout

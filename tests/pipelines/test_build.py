@@ -9,6 +9,7 @@ from pipelines.build import build
 from pipelines.callbacks import Throughput
 from pipelines.checkpoints import Checkpoints
 from pipelines.config import compose
+from pipelines.tracking import MetricsFile
 
 
 def built(*words, folder=None):
@@ -68,6 +69,12 @@ def test_with_a_folder_metrics_and_checkpoints_go_there(tmp_path):
 
 def test_a_disabled_wandb_is_no_logger(tmp_path):
     assert len(built("logger=wandb", "logger.mode=disabled", folder=tmp_path).loggers) == 1
+
+
+def test_of_several_processes_only_the_first_starts_the_run_in_wandb(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [type(logger) for logger in built("logger=wandb", "logger.mode=offline", folder=tmp_path).loggers] == [MetricsFile]
+    assert not (tmp_path / "wandb").exists()
 
 
 def test_threads_are_set_as_asked():
