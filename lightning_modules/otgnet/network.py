@@ -32,7 +32,7 @@ class NetworkSection:
     """leave empty neighbour slots out of the attention"""
     votes: int = 20
     """recent neighbours whose training labels are counted and add to the logits; 0: none"""
-    vote_weight: float = 8.0
+    vote_weight: float = 4.0
     """what a class gains by votes, times log(1 + votes). Trained, it would fall short: on its training nodes a network needs no votes"""
 
     def __post_init__(self) -> None:
