@@ -24,6 +24,7 @@ from lightning_modules.av_odyssey.ear import EarSection, ear_phase, load_ear
 from lightning_modules.av_odyssey.examination import Examination
 from lightning_modules.av_odyssey.hearing import mel_filters
 from lightning_modules.av_odyssey.oracle import Oracle
+from lightning_modules.av_odyssey.replay import Replay
 from lightning_modules.av_odyssey.report import QUESTION_COLUMNS, SCORE_COLUMNS, Report
 from lightning_modules.av_odyssey.small import SmallModel
 from lightning_modules.av_odyssey.talk import SmallAdapter, vectors_of
@@ -55,8 +56,8 @@ class SmallSection:
 
 @dataclass(frozen=True)
 class AvOdysseyModuleConfig:
-    adapter: Literal["small", "oracle"] = "small"
-    """what replies: the small model, or signal processing that knows the answers to DeafTest"""
+    adapter: Literal["small", "oracle", "replay"] = "small"
+    """what replies: the small model, signal processing that knows the answers to DeafTest, or the file of data.replies"""
     small: SmallSection = field(default_factory=SmallSection)
     """the small model's language half"""
     ear: EarSection = field(default_factory=EarSection)
@@ -78,6 +79,7 @@ class AvOdysseyModule(MethodModule):
     def __init__(self, config: AvOdysseyModuleConfig, optimizer: OptimizerFactory) -> None:
         super().__init__(config, optimizer)
         self.model: SmallModel | None = None
+        self.replier: Adapter | None = None  # what only replies
         self.vectors = np.empty(0, np.float32)  # of the sounds of all training questions, (N, 2, 2 ear)
         self.examination = Examination(None, "")
 
@@ -105,6 +107,17 @@ class AvOdysseyModule(MethodModule):
             small = self.config.small
             self.model = SmallModel(self.config.ear.width, small.width, small.layers, small.heads)
             self.model.encoder.requires_grad_(False)
+        elif self.config.adapter != "small" and self.replier is None:
+            self.replier = self._only_replies()
+
+    def _only_replies(self) -> Adapter:
+        """Make what replies without having been trained here."""
+        replies = self.data.config.replies
+        if self.config.adapter != "replay":
+            return Oracle()
+        if replies is None:
+            raise ValueError("data.replies: must name the file of replies that module.adapter=replay scores")
+        return Replay(Path(replies).expanduser())
 
     def configure_optimizers(self) -> Any:
         return super().configure_optimizers() if self.model is not None else None
@@ -145,10 +158,15 @@ class AvOdysseyModule(MethodModule):
     @property
     def adapter(self) -> Adapter:
         """What replies now."""
-        return Oracle() if self.model is None else SmallAdapter(self.model, self.device)
+        if self.model is not None:
+            return SmallAdapter(self.model, self.device)
+        assert self.replier is not None
+        return self.replier
 
     def _begin(self, items: Sequence[Item]) -> set[str]:
         """Begin an examination, or go on with one; return the keys of what is answered."""
+        if isinstance(self.replier, Replay):
+            self.replier.check(item.id for item in items)
         self.examination = Examination(self.kept_in, self.adapter.identity)
         return self.examination.begin(items)
 
@@ -169,8 +187,10 @@ class AvOdysseyModule(MethodModule):
         self._tell(self.examination.finish(items, exam.unusable, self.trainer.is_global_zero))
 
     def _tell(self, answers: list[Answer]) -> None:
-        report = Report.of(answers)
+        report = Report.of(answers, cannot=self.asked.cannot)
         self.log("val/accuracy", report.shares(self.config.rule)["average", "micro"].value, prog_bar=True, sync_dist=True)
+        for rule in report.rules:
+            self.log(f"val/{rule}", report.shares(rule)["average", "micro"].value, sync_dist=True)
         self.log("val/invalid_rate", sum(one.letters["strict"] is None for one in report.graded) / len(report.graded), sync_dist=True)
         if self.data.config.source == "deaftest":
             for name, right in sorted(_by_profile_and_task(report, self.config.rule).items()):

@@ -4,7 +4,7 @@ Sounds are where the envelope stands within 20 dB of its 95th percentile. Of two
 spectrum or the length of that part; the choice is read from the option's text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -60,7 +60,7 @@ MEASURES = {"loudness": loudness_of, "pitch": pitch_of, "duration": duration_of}
 class Oracle:
     """Replies to DeafTest's questions; those of other sets it cannot answer."""
 
-    cannot: frozenset[str] = frozenset()
+    cannot: Mapping[str, str] = {}
     identity = "oracle 1"
 
     def replies(self, questions: Sequence[Question]) -> list[Reply]:
