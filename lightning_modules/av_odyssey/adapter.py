@@ -19,7 +19,24 @@ class Reply:
     note: str = ""  # what the reader of a table should know, such as a sound that was cut to the model's window
 
 
+CHECK_COLUMNS = ("check", "measured", "limit", "holds", "consequence")
 MONO = "the model hears one channel, and the cue lies between channels"  # why spatial tasks measure nothing
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was measured before a model is asked, the limit that it must keep, whether it does, and what follows where it does not."""
+
+    name: str
+    measured: float
+    limit: float
+    holds: bool
+    consequence: str = ""
+
+    @property
+    def row(self) -> tuple[str, float, float, bool, str]:
+        """Return a row of CHECK_COLUMNS."""
+        return self.name, self.measured, self.limit, self.holds, "" if self.holds else self.consequence
 
 
 class Adapter(Protocol):
@@ -31,7 +48,15 @@ class Adapter(Protocol):
     """
 
     cannot: Mapping[str, str]
-    identity: str
+
+    @property
+    def identity(self) -> str:
+        """Name all that decides a reply."""
+        ...
+
+    def checks(self) -> list[Check]:
+        """Check what can be checked before the first question; what does not hold may change `cannot`, and how questions are asked."""
+        ...
 
     def replies(self, questions: Sequence[Question]) -> list[Reply]:
         """Reply to each question, in their order."""

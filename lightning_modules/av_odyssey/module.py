@@ -6,6 +6,7 @@ the ear held still. An answer names the content before the letter ("second B"): 
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,12 +19,17 @@ from torch import Tensor
 from datamodules.av_exam import Batch
 from datamodules.av_plan import Item
 from datamodules.cache import build_once
-from lightning_modules.av_odyssey.adapter import Adapter
+from lightning_modules.av_odyssey.adapter import CHECK_COLUMNS, Adapter
 from lightning_modules.av_odyssey.answers import Answer
+from lightning_modules.av_odyssey.comparison import SUMMARY
 from lightning_modules.av_odyssey.ear import EarSection, ear_phase, load_ear
 from lightning_modules.av_odyssey.examination import Examination
+from lightning_modules.av_odyssey.examples import EXAMPLE_COLUMNS, examples_of
+from lightning_modules.av_odyssey.exports import whole, write_answers, write_samples
 from lightning_modules.av_odyssey.hearing import mel_filters
+from lightning_modules.av_odyssey.omni import OmniAdapter, OmniSection
 from lightning_modules.av_odyssey.oracle import Oracle
+from lightning_modules.av_odyssey.page import NAME, Page
 from lightning_modules.av_odyssey.replay import Replay
 from lightning_modules.av_odyssey.report import QUESTION_COLUMNS, SCORE_COLUMNS, Report
 from lightning_modules.av_odyssey.small import SmallModel
@@ -32,6 +38,13 @@ from lightning_modules.av_odyssey.words import prompt_of, reply_of
 from lightning_modules.base import MethodModule, NothingToTrain, OptimizerFactory, Phase, Table
 from lightning_modules.processes import from_all
 
+log = logging.getLogger(__name__)
+
+NOTES = {  # what a reader must know before comparing, by data.source
+    "synthetic": "These questions were made on the spot in the shape of the benchmark's; the published figures are of the real ones, so "
+                 "that the two do not compare.",
+    "deaftest": "These sounds were made on the spot, unclipped; the published figures are of the paper's own 400 questions.",
+}
 FORMAT = 1  # part of every key: raise it when what is stored, or how it is found, changes
 
 
@@ -56,18 +69,33 @@ class SmallSection:
 
 @dataclass(frozen=True)
 class AvOdysseyModuleConfig:
-    adapter: Literal["small", "oracle", "replay"] = "small"
-    """what replies: the small model, signal processing that knows the answers to DeafTest, or the file of data.replies"""
+    adapter: Literal["small", "oracle", "replay", "qwen2_5_omni"] = "small"
+    """what replies: the small model, signal processing that knows the answers to DeafTest, the file of data.replies, or Qwen2.5-Omni"""
+    size: Literal["tiny"] = "tiny"
+    """qwen2_5_omni without module.pretrained: a tiny model with random weights, which shows that all works and knows nothing"""
+    pretrained: str | None = None
+    """qwen2_5_omni: folder or Hub name of its weights and processor"""
+    omni: OmniSection = field(default_factory=OmniSection)
+    """how an omni model is asked"""
     small: SmallSection = field(default_factory=SmallSection)
     """the small model's language half"""
     ear: EarSection = field(default_factory=EarSection)
     """its ear, and how that is taught"""
+    examples: int = 16
+    """W&B: questions of an evaluation that it shows with their sounds and pictures, wrong ones first"""
     rule: Literal["official", "strict", "vlmevalkit"] = "official"
     """how letters are read in replies for val/accuracy; the tables have all rules"""
 
+    def __post_init__(self) -> None:
+        if self.examples < 0:
+            raise ValueError(f"examples: must be 0 or above, not {self.examples}")
+
     def without_effect(self) -> dict[str, str]:
-        """Name what only the small model has."""
-        return {} if self.adapter == "small" else dict.fromkeys(("small", "ear"), f"adapter={self.adapter} learns nothing")
+        """Name what only other adapters have."""
+        idle = {} if self.adapter == "small" else dict.fromkeys(("small", "ear"), f"adapter={self.adapter} learns nothing")
+        if self.adapter != "qwen2_5_omni":
+            idle |= dict.fromkeys(("size", "pretrained", "omni"), f"adapter={self.adapter} has no such model")
+        return idle | ({"size": "module.pretrained names the weights"} if self.pretrained else {})
 
 
 class AvOdysseyModule(MethodModule):
@@ -113,6 +141,10 @@ class AvOdysseyModule(MethodModule):
     def _only_replies(self) -> Adapter:
         """Make what replies without having been trained here."""
         replies = self.data.config.replies
+        if self.config.adapter == "qwen2_5_omni":
+            omni = OmniAdapter.load(self.config.pretrained, self.config.omni)
+            self.network = omni.model  # Lightning moves it to the device
+            return omni
         if self.config.adapter != "replay":
             return Oracle()
         if replies is None:
@@ -172,6 +204,12 @@ class AvOdysseyModule(MethodModule):
 
     def on_validation_epoch_start(self) -> None:
         self.asked = self.adapter
+        self.checks = self.asked.checks()
+        for row in [check.row for check in self.checks if not check.holds] if self.trainer.is_global_zero else []:
+            log.warning("%s: measured %g, the limit is %g; %s", *row[:3], row[4])
+        if self.kept_in is not None and self.trainer.is_global_zero:
+            for task, reason in sorted(self.asked.cannot.items()):
+                log.warning("task %s: %s; its score measures nothing", task, reason)
         if self.kept_in is None:  # a loader serves many validations, and each begins anew
             self._begin(self.data.exam.items)
 
@@ -195,7 +233,29 @@ class AvOdysseyModule(MethodModule):
         if self.data.config.source == "deaftest":
             for name, right in sorted(_by_profile_and_task(report, self.config.rule).items()):
                 self.log(f"val/{name}", sum(right) / len(right), sync_dist=True)
-        self.tables = {"answers": Table(QUESTION_COLUMNS, report.question_rows()), "scores": Table(SCORE_COLUMNS, report.score_rows())}
+        self.tables = {"answers": Table(QUESTION_COLUMNS, report.question_rows()), "scores": Table(SCORE_COLUMNS, report.score_rows()),
+                       "checks": Table(CHECK_COLUMNS, [check.row for check in self.checks])}
+        if self.kept_in is not None and self.trainer.is_global_zero:
+            self._leave(report, self.kept_in)
+
+    def _leave(self, report: Report, folder: Path) -> None:
+        """Leave beside the report what others read: comparisons, a page, exports, and for W&B some questions with their media."""
+        data = self.data.config
+        note = NOTES.get(data.source, "")
+        page = Page(report, self.config.rule, f"{self.config.adapter}: {data.source}", self._facts(), self.checks, note)
+        for title, beside in page.comparisons:
+            name = f"published_{title.split()[0].lower()}"
+            self.tables[name] = Table(beside.columns, beside.rows())
+            self.tables[f"{name}_summary"] = Table(SUMMARY, beside.summary(), printed="tasks" not in name)
+        questions, place = self.data.exam.questions, {item.id: item.index for item in self.data.exam.items}
+        write_answers(folder, report)
+        write_samples(folder, report, lambda name: questions[place[name]])
+        whole(folder / NAME, lambda part: part.write_text(page.text()))
+        rows = examples_of(report, self.config.rule, lambda name: questions[place[name]], self.config.examples)
+        self.tables["examples"] = Table(EXAMPLE_COLUMNS, rows, media=True)
+
+    def _facts(self) -> dict[str, str]:
+        return {"model": self.asked.identity, "questions": self.data.exam.source, "rule of val/accuracy": self.config.rule}
 
 
 def _by_profile_and_task(report: Report, rule: str) -> dict[str, list[bool]]:

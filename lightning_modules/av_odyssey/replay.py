@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from datamodules.av_questions import Question
 from datamodules.rows import DataError
-from lightning_modules.av_odyssey.adapter import Reply, Status
+from lightning_modules.av_odyssey.adapter import Check, Reply, Status
 
 NAMES = ("id", "question_id")
 EXAMPLE = '{"id": "1_1", "reply": "B"}'
@@ -52,6 +52,10 @@ class Replay:
             end = max((number for number, _ in self.rows.values()), default=0) + 1
             raise DataError(f"{self.path} row {end}: the file ends without a reply to question {missing[0]}"
                             + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
+
+    def checks(self) -> list[Check]:
+        """Find nothing to check."""
+        return []
 
     def replies(self, questions: Sequence[Question]) -> list[Reply]:
         """Return the saved reply to each question."""

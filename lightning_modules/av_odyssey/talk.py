@@ -9,7 +9,8 @@ from torch import Tensor
 
 from datamodules.av_questions import Audio, Question
 from datamodules.av_tasks import SPATIAL
-from lightning_modules.av_odyssey.adapter import MONO, Reply
+from lightning_modules.av_odyssey.adapter import MONO, Check, Reply
+from lightning_modules.av_odyssey.checks import loudness_is_kept
 from lightning_modules.av_odyssey.hearing import Encoder, Frames, frames_of, mel_filters
 from lightning_modules.av_odyssey.small import SmallModel
 from lightning_modules.av_odyssey.words import padded, prompt_of, text_of
@@ -49,6 +50,10 @@ class SmallAdapter:
         for name, value in sorted(model.state_dict().items()):
             content.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         self.identity = f"small {content.hexdigest()}"
+
+    def checks(self) -> list[Check]:
+        """Check that the front end keeps loudness."""
+        return [loudness_is_kept(lambda audio: frames_of([audio], self.filters).values.numpy())]
 
     def replies(self, questions: Sequence[Question]) -> list[Reply]:
         """Reply by the likeliest words."""
