@@ -1,8 +1,9 @@
-"""Data for AV-Odyssey's method: DeafTest, made on the spot, to train on and to be examined by; and small questions of all media."""
+"""Data for AV-Odyssey's method: DeafTest, made on the spot, to train on and to be examined by; the published files; and small questions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -13,15 +14,27 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.av_exam import Exam
 from datamodules.av_questions import Audio, Question
+from datamodules.av_store import stored_questions
 from datamodules.av_synthetic import SyntheticQuestions
 from datamodules.blocks import TrainingLoader, TrainingOrder, place
 from datamodules.deaftest import DeafTest
+from datamodules.rows import DataError
 
 
 @dataclass(frozen=True)
 class AvOdysseyDataConfig:
-    source: Literal["deaftest", "synthetic"] = "deaftest"
-    """what is asked: DeafTest's questions, or small ones of all 26 tasks and five mixes of media, made on the spot"""
+    source: Literal["deaftest", "synthetic", "hub"] = "deaftest"
+    """what is asked: DeafTest's questions, or small ones of all 26 tasks and five mixes of media, both made on the spot; hub: the parquet
+    files of AV_Odyssey_Bench, its LMMs_Eval index or Deaftest_dataset, downloaded into root"""
+    root: str | None = None
+    """folder with those parquet files, and with the media that an index names"""
+    damaged: Literal["official", "wrong", "left_out", "refuse"] = "official"
+    """how questions count whose media are cut off, silent, torn or missing: as an empty reply by each rule (for the official one an A), as
+    wrong answers, not at all; or the evaluation is refused"""
+    frames: int = 32
+    """frames of a film that are shown at most, spread over it"""
+    frames_a_second: float = 2.0
+    """and how many a second where that is fewer"""
     items: int = 2000
     """training questions of each of DeafTest's four tasks"""
     profile: Literal["paper", "paper_clipped", "hard", "mixed", "noise", "timbre", "confound"] = "mixed"
@@ -45,9 +58,13 @@ class AvOdysseyDataConfig:
     """draws the questions; none: the run's seed"""
 
     def __post_init__(self) -> None:
-        for name in ("items", "questions", "batch_size", "eval_batch_size"):
+        for name in ("items", "questions", "batch_size", "eval_batch_size", "frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be 1 or above, not {getattr(self, name)}")
+        if self.frames_a_second <= 0:
+            raise ValueError(f"frames_a_second: must be above 0, not {self.frames_a_second}")
+        if self.source == "hub" and not self.root:
+            raise ValueError("root: must name the folder of the parquet files where source=hub, not be empty")
         known = ("paper", "paper_clipped", "hard", "mixed", "noise", "timbre", "confound")
         for profile in self.profiles:
             if profile not in known:
@@ -56,8 +73,11 @@ class AvOdysseyDataConfig:
             raise ValueError("profiles: must name one profile or more, such as [paper,hard], not []")
 
     def without_effect(self) -> dict[str, str]:
-        """Name what only DeafTest has."""
-        return dict.fromkeys(("profiles", "control"), "source=synthetic has no profiles") if self.source == "synthetic" else {}
+        """Name what only DeafTest has, or only files."""
+        found = {} if self.source == "deaftest" else dict.fromkeys(("profiles", "control"), f"source={self.source} has no profiles")
+        if self.source == "hub":
+            return found | dict.fromkeys(("questions", "split"), "source=hub asks all questions of its files")
+        return found | dict.fromkeys(("root", "damaged", "frames", "frames_a_second"), f"source={self.source} reads no files")
 
 
 class AvOdysseyData(L.LightningDataModule):
@@ -84,8 +104,21 @@ class AvOdysseyData(L.LightningDataModule):
         config = self.config
         if config.source == "synthetic":
             return Exam(SyntheticQuestions(self.seed, config.questions), f"synthetic {self.seed} {config.questions}")
+        if config.source == "hub":
+            return self._files()
         sets = [DeafTest(self.seed, config.split, config.questions, profile, config.control) for profile in config.profiles]  # type: ignore[arg-type]
         return Exam(Several(sets), "; ".join(one.name for one in sets))
+
+    def _files(self) -> Exam:
+        """Open the published files. Raises DataError where they cannot be used, or are damaged and may not be."""
+        config = self.config
+        questions = stored_questions(str(config.root), Path(config.cache), config.frames, config.frames_a_second)
+        reasons = questions.reasons
+        if reasons and config.damaged == "refuse":
+            first = next(iter(reasons))
+            raise DataError(f"data.damaged=refuse: {len(reasons)} of {len(questions)} questions cannot be asked, the first, "
+                            f"{questions[first].id}, because {reasons[first]}")
+        return Exam(questions, f"files {config.frames} {config.frames_a_second}", reasons)
 
     def train_dataloader(self) -> TrainingLoader:
         """Batches in a seeded order that a checkpoint restores exactly."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.av_exam import Batch
+from datamodules.av_exam import Batch, Damage
 from datamodules.av_plan import Item
 from datamodules.cache import build_once
 from lightning_modules.av_odyssey.adapter import Adapter
@@ -169,13 +169,17 @@ class AvOdysseyModule(MethodModule):
         self._tell(self.examination.finish(items, exam.unusable, self.trainer.is_global_zero))
 
     def _tell(self, answers: list[Answer]) -> None:
-        report = Report.of(answers)
+        damage = self.data.exam.damage(self.data.config.damaged)
+        report = Report.of(answers, damaged=damage.counted)
         self.log("val/accuracy", report.shares(self.config.rule)["average", "micro"].value, prog_bar=True, sync_dist=True)
         self.log("val/invalid_rate", sum(one.letters["strict"] is None for one in report.graded) / len(report.graded), sync_dist=True)
         if self.data.config.source == "deaftest":
             for name, right in sorted(_by_profile_and_task(report, self.config.rule).items()):
                 self.log(f"val/{name}", sum(right) / len(right), sync_dist=True)
         self.tables = {"answers": Table(QUESTION_COLUMNS, report.question_rows()), "scores": Table(SCORE_COLUMNS, report.score_rows())}
+        if self.data.config.source == "hub":
+            self.log("val/damaged_rate", damage.share, sync_dist=True)
+            self.tables["damaged"] = Table(Damage.COLUMNS, damage.rows())
 
 
 def _by_profile_and_task(report: Report, rule: str) -> dict[str, list[bool]]:
