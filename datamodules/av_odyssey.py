@@ -18,14 +18,16 @@ from datamodules.av_store import stored_questions
 from datamodules.av_synthetic import SyntheticQuestions
 from datamodules.blocks import TrainingLoader, TrainingOrder, place
 from datamodules.deaftest import DeafTest
+from datamodules.deaftest_seen import SeenDeafTest
 from datamodules.rows import DataError
 
 
 @dataclass(frozen=True)
 class AvOdysseyDataConfig:
-    source: Literal["deaftest", "synthetic", "hub"] = "deaftest"
-    """what is asked: DeafTest's questions, or small ones of all 26 tasks and five mixes of media, both made on the spot; hub: the parquet
-    files of AV_Odyssey_Bench, its LMMs_Eval index or Deaftest_dataset, downloaded into root"""
+    source: Literal["deaftest", "deaftest_seen", "synthetic", "hub"] = "deaftest"
+    """what is asked: DeafTest's questions; those with pictures, which image fits a sound and which sound an image; or small ones of all 26
+    tasks and five mixes of media, all made on the spot; hub: the parquet files of AV_Odyssey_Bench, its LMMs_Eval index or
+    Deaftest_dataset, downloaded into root"""
     root: str | None = None
     """folder with those parquet files, and with the media that an index names"""
     damaged: Literal["official", "wrong", "left_out", "refuse"] = "official"
@@ -69,12 +71,17 @@ class AvOdysseyDataConfig:
         for profile in self.profiles:
             if profile not in known:
                 raise ValueError(f"profiles: must be of {', '.join(known)}, not {profile}")
+            if self.source == "deaftest_seen" and profile not in ("paper", "hard"):
+                raise ValueError(f"profiles: must be of paper, hard where source=deaftest_seen, not {profile}")
         if not self.profiles:
             raise ValueError("profiles: must name one profile or more, such as [paper,hard], not []")
 
     def without_effect(self) -> dict[str, str]:
         """Name what only DeafTest has, or only files."""
-        found = {} if self.source == "deaftest" else dict.fromkeys(("profiles", "control"), f"source={self.source} has no profiles")
+        profiled = self.source in ("deaftest", "deaftest_seen")
+        found = {} if profiled else {"profiles": f"source={self.source} has no profiles"}
+        if self.source != "deaftest":
+            found["control"] = "source=deaftest alone has controls"
         if self.source == "hub":
             return found | dict.fromkeys(("questions", "split"), "source=hub asks all questions of its files")
         return found | dict.fromkeys(("root", "damaged", "frames", "frames_a_second"), f"source={self.source} reads no files")
@@ -106,7 +113,9 @@ class AvOdysseyData(L.LightningDataModule):
             return Exam(SyntheticQuestions(self.seed, config.questions), f"synthetic {self.seed} {config.questions}")
         if config.source == "hub":
             return self._files()
-        sets = [DeafTest(self.seed, config.split, config.questions, profile, config.control) for profile in config.profiles]  # type: ignore[arg-type]
+        sets: list[Any] = [
+            SeenDeafTest(self.seed, config.split, config.questions, profile) if config.source == "deaftest_seen" else  # type: ignore[arg-type]
+            DeafTest(self.seed, config.split, config.questions, profile, config.control) for profile in config.profiles]  # type: ignore[arg-type]
         return Exam(Several(sets), "; ".join(one.name for one in sets))
 
     def _files(self) -> Exam:
@@ -133,7 +142,7 @@ class AvOdysseyData(L.LightningDataModule):
 class Several(Sequence[Question]):
     """Sets of questions one after another, each question under a name that says its set."""
 
-    def __init__(self, sets: Sequence[DeafTest]) -> None:
+    def __init__(self, sets: Sequence[Any]) -> None:
         self.sets = sets
         self.ends = np.cumsum([len(one) for one in sets])
 

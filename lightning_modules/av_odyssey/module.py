@@ -173,7 +173,7 @@ class AvOdysseyModule(MethodModule):
         report = Report.of(answers, damaged=damage.counted)
         self.log("val/accuracy", report.shares(self.config.rule)["average", "micro"].value, prog_bar=True, sync_dist=True)
         self.log("val/invalid_rate", sum(one.letters["strict"] is None for one in report.graded) / len(report.graded), sync_dist=True)
-        if self.data.config.source == "deaftest":
+        if self.data.config.source.startswith("deaftest"):
             for name, right in sorted(_by_profile_and_task(report, self.config.rule).items()):
                 self.log(f"val/{name}", sum(right) / len(right), sync_dist=True)
         self.tables = {"answers": Table(QUESTION_COLUMNS, report.question_rows()), "scores": Table(SCORE_COLUMNS, report.score_rows())}

@@ -106,3 +106,14 @@ def test_a_folder_without_the_files_is_refused_in_one_line(root, message, evalua
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_pictures_join_deaftest_under_names_of_their_own(here, tmp_path):
+    done = here("evaluate", "method=av_odyssey", "module.adapter=oracle", "data.source=deaftest_seen", "data.questions=2", "run.name=run",
+                f"run.root={tmp_path}", "logger=csv", "trainer.accelerator=cpu", "trainer.threads=1")
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
+    assert [answer["id"] for answer in answers] == [f"{profile}_{task}_{number}" for profile in ("paper", "hard") for number in (1, 2)
+                                                    for task in (31, 32, 33)]
+    assert Counter(answer["mix"] for answer in answers) == {"4 img + 1 audio": 6, "1 img + 4 audio": 6}
+    assert {row["name"] for row in table(tmp_path, "scores") if row["kind"] == "task"} == {"seen_count", "seen_duration", "seen_pitch"}
