@@ -44,6 +44,7 @@ def test_the_curve_of_gaps_has_a_point_a_gap_and_a_line_at_the_threshold():
     assert points.get_xydata() == pytest.approx(np.array([[1, 60], [2, 90]]))
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [pytest.approx([100 * x for x in wilson(n, 10)]) for n in (6, 9)]
     assert axes.get_legend_handles_labels()[1][0] == "1.5 (1.2 to 1.8)"
+    assert axes.xaxis.get_major_formatter()(0.25) == "0.25"
 
 
 def test_a_failure_shows_each_sound_and_what_was_said():
