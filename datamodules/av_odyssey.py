@@ -42,7 +42,9 @@ class AvOdysseyDataConfig:
     profile: Literal["paper", "paper_clipped", "hard", "mixed", "noise", "timbre", "confound"] = "mixed"
     """how hard the training questions are; mixed: every second one from paper, the others hard"""
     profiles: list[str] = field(default_factory=lambda: ["paper", "hard"])
-    """profiles that are examined"""
+    """profiles that are examined; adaptive, beside another: no score, but the smallest gap that is heard, by staircases"""
+    staircases: int = 8
+    """staircases that climb side by side in each task of the profile adaptive"""
     questions: int = 100
     """questions of each task and profile that are examined; of synthetic, of each task"""
     split: Literal["valid", "test"] = "valid"
@@ -67,14 +69,23 @@ class AvOdysseyDataConfig:
             raise ValueError(f"frames_a_second: must be above 0, not {self.frames_a_second}")
         if self.source == "hub" and not self.root:
             raise ValueError("root: must name the folder of the parquet files where source=hub, not be empty")
-        known = ("paper", "paper_clipped", "hard", "mixed", "noise", "timbre", "confound")
+        if self.staircases < 2:
+            raise ValueError(f"staircases: must be 2 or above, for an interval, not {self.staircases}")
+        known = ("paper", "paper_clipped", "hard", "mixed", "noise", "timbre", "confound", "adaptive")
         for profile in self.profiles:
             if profile not in known:
                 raise ValueError(f"profiles: must be of {', '.join(known)}, not {profile}")
             if self.source == "deaftest_seen" and profile not in ("paper", "hard"):
                 raise ValueError(f"profiles: must be of paper, hard where source=deaftest_seen, not {profile}")
+        if self.profiles == ["adaptive"]:
+            raise ValueError("profiles: must name one that is scored beside adaptive, such as [hard,adaptive], not adaptive alone")
         if not self.profiles:
             raise ValueError("profiles: must name one profile or more, such as [paper,hard], not []")
+
+    @property
+    def adaptive(self) -> bool:
+        """Tell whether gaps are asked that shrink until they are no longer heard."""
+        return self.source == "deaftest" and "adaptive" in self.profiles
 
     def without_effect(self) -> dict[str, str]:
         """Name what only DeafTest has, or only files."""
@@ -82,6 +93,8 @@ class AvOdysseyDataConfig:
         found = {} if profiled else {"profiles": f"source={self.source} has no profiles"}
         if self.source != "deaftest":
             found["control"] = "source=deaftest alone has controls"
+        if not self.adaptive:
+            found["staircases"] = "the profile adaptive is not examined"
         if self.source == "hub":
             return found | dict.fromkeys(("questions", "split"), "source=hub asks all questions of its files")
         return found | dict.fromkeys(("root", "damaged", "frames", "frames_a_second"), f"source={self.source} reads no files")
@@ -115,7 +128,8 @@ class AvOdysseyData(L.LightningDataModule):
             return self._files()
         sets: list[Any] = [
             SeenDeafTest(self.seed, config.split, config.questions, profile) if config.source == "deaftest_seen" else  # type: ignore[arg-type]
-            DeafTest(self.seed, config.split, config.questions, profile, config.control) for profile in config.profiles]  # type: ignore[arg-type]
+            DeafTest(self.seed, config.split, config.questions, profile, config.control)  # type: ignore[arg-type]
+            for profile in config.profiles if profile != "adaptive"]
         return Exam(Several(sets), "; ".join(one.name for one in sets))
 
     def _files(self) -> Exam:

@@ -29,6 +29,7 @@ class Stairs:
     fine: float = 2**0.25  # the factor from then on
     reversals: int = 10  # turns with the fine factor, of which the threshold is the mean
     trials: int = 200  # at most, of each staircase
+    enough: int = 12  # right answers in a row to the smallest gap, after which no more are asked
 
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high:
@@ -36,7 +37,7 @@ class Stairs:
         for name in ("coarse", "fine"):
             if getattr(self, name) <= 1:
                 raise ValueError(f"{name}: must be above 1, not {getattr(self, name)}")
-        for name in ("down", "reversals", "trials"):
+        for name in ("down", "reversals", "trials", "enough"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
 
@@ -53,18 +54,21 @@ class Track:
     stairs: Stairs
     gap: float
     streak: int = 0
+    lowest: int = 0  # right answers in a row to the smallest gap
     direction: int = 0
     turns: list[float] = field(default_factory=list)
     asked: list[tuple[float, bool]] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
-        """Tell whether it turned often enough, or asked all that it may."""
-        return len(self.turns) >= self.stairs.reversals + 2 or len(self.asked) >= self.stairs.trials
+        """Tell whether it turned often enough, asked all that it may, or stands firmly on the lowest stair."""
+        turned, asked = len(self.turns) >= self.stairs.reversals + 2, len(self.asked) >= self.stairs.trials
+        return turned or asked or self.lowest >= self.stairs.enough
 
     def answered(self, right: bool) -> None:
         """Take an answer to the present gap and move to the next."""
         self.asked.append((self.gap, right))
+        self.lowest = self.lowest + 1 if right and self.gap == self.stairs.low else 0
         self.streak = self.streak + 1 if right else 0
         if right and self.streak < self.stairs.down:
             return
@@ -78,8 +82,8 @@ class Track:
 
     @property
     def threshold(self) -> float:
-        """The geometric mean of the turns with the fine factor; where it never turned so, the gap at which it stands."""
-        turns = self.turns[2:]
+        """The geometric mean of the turns with the fine factor; where it never turned so, or ended lowest, the gap at which it stands."""
+        turns = self.turns[2:] if self.lowest < self.stairs.enough else []
         return math.exp(sum(map(math.log, turns)) / len(turns)) if turns else self.gap
 
 

@@ -50,7 +50,9 @@ def test_who_guesses_has_no_threshold_within_the_gaps_asked() -> None:
 
 
 def test_who_hears_all_has_a_threshold_of_at_most_the_smallest_gap() -> None:
-    found = noticeable(lambda gaps: [True] * len(gaps), Stairs(0.1, 8), tracks=2)
+    stairs = Stairs(0.1, 8)
+    found = noticeable(lambda gaps: [True] * len(gaps), stairs, tracks=2)
+    assert sum(count for _, _, count in found.curve) == 2 * (3 * 7 + 12)  # 8 to 0.125 in seven stairs, then twelve at 0.1
     assert found.bound == "at_most"
     assert found.value == 0.1
 

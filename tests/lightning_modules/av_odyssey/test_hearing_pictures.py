@@ -9,9 +9,9 @@ import pytest
 
 from datamodules.av_questions import Audio, Question
 from lightning_modules.av_odyssey.averages import share
+from lightning_modules.av_odyssey.pictures import FLOOR, failure_figure, noticeable_figure, page, shares_figure, spectrogram
 from lightning_modules.av_odyssey.staircase import Noticeable
 from lightning_modules.intervals import wilson
-from pipelines.hearing_pictures import FLOOR, failure_figure, noticeable_figure, page, shares_figure, spectrogram
 
 
 def tone(frequency: float, amplitude: float, seconds: float = 1.0, rate: int = 16_000) -> Audio:
