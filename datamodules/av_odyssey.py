@@ -1,5 +1,6 @@
 """Data for AV-Odyssey's method: DeafTest, made on the spot, to train on and to be examined by; the published files; and small questions."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,12 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.av_exam import Exam
 from datamodules.av_questions import Audio, Question
-from datamodules.av_store import stored_questions
+from datamodules.av_store import differences, stored_questions
 from datamodules.av_synthetic import SyntheticQuestions
 from datamodules.blocks import TrainingLoader, TrainingOrder, place
 from datamodules.deaftest import DeafTest
 from datamodules.deaftest_seen import SeenDeafTest
 from datamodules.rows import DataError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class AvOdysseyData(L.LightningDataModule):
         """Open the published files. Raises DataError where they cannot be used, or are damaged and may not be."""
         config = self.config
         questions = stored_questions(str(config.root), Path(config.cache), config.frames, config.frames_a_second)
+        if place()[0] == 0 and (told := differences(questions.entries)):
+            log.warning("data.root=%s: %s", config.root, told)
         reasons = questions.reasons
         if reasons and config.damaged == "refuse":
             first = next(iter(reasons))

@@ -156,8 +156,6 @@ def stored_questions(root: str, cache: Path, frames: int = FRAMES, frames_a_seco
     index = build_once(store / "sets" / key_of(top, store), lambda folder: _build(folder, files, top, store / "media"))
     with (index / INDEX).open() as lines:
         entries = [Entry.read(line) for line in lines]
-    if told := differences(entries):
-        log.warning("%s: %s", root, told)
     return StoredQuestions(entries, Places(store / "media", top, frames, frames_a_second))
 
 

@@ -31,10 +31,12 @@ def table(tmp_path, name):
 
 
 @pytest.mark.parametrize("write", [published.write_hub, published.write_index])
-def test_all_tasks_and_mixes_are_examined_and_who_cannot_answer_gets_what_always_a_gets(write, evaluate, tmp_path):
+def test_all_tasks_and_mixes_are_examined_and_who_cannot_answer_gets_what_always_a_gets(write, evaluate, tmp_path, caplog):
     """The oracle knows DeafTest only, and the official rule reads an A where there is no reply."""
     done, figures = evaluate(write(tmp_path / "data", QUESTIONS))
     assert done.returncode == 0, done.stderr
+    assert [record.getMessage().count("not the published 4555 questions but 52: task 1 has 2 questions of 200") for record in caplog.records
+            if record.name == "datamodules.av_odyssey"] == [1]
     assert figures["val/accuracy"] == pytest.approx(sum(question.answer == "A" for question in QUESTIONS) / len(QUESTIONS), abs=1e-4)
     assert figures["val/damaged_rate"] == 0
     answers = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
