@@ -12,7 +12,7 @@ class Reply:
     """What a model says to a question, how that ended, and the logits of the letters where they are known."""
 
     text: str
-    status: Literal["ok", "error", "refused", "truncated"] = "ok"
+    status: Literal["ok", "error", "refused", "truncated", "damaged"] = "ok"
     letter_logits: tuple[float, ...] | None = None
     note: str = ""  # what the reader of a table should know, such as a sound that was cut to the model's window
 

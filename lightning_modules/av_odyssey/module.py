@@ -15,17 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.av_exam import Batch
+from datamodules.av_exam import Batch, Damage
 from datamodules.av_plan import Item
 from datamodules.cache import build_once
+from datamodules.deaftest_gaps import UNITS
 from lightning_modules.av_odyssey.adapter import Adapter
+from lightning_modules.av_odyssey.adaptive import COLUMNS, TARGET, rows_of, thresholds
 from lightning_modules.av_odyssey.answers import Answer
 from lightning_modules.av_odyssey.ear import EarSection, ear_phase, load_ear
 from lightning_modules.av_odyssey.examination import Examination
 from lightning_modules.av_odyssey.hearing import mel_filters
 from lightning_modules.av_odyssey.oracle import Oracle
+from lightning_modules.av_odyssey.pictures import noticeable_figure
 from lightning_modules.av_odyssey.report import QUESTION_COLUMNS, SCORE_COLUMNS, Report
 from lightning_modules.av_odyssey.small import SmallModel
+from lightning_modules.av_odyssey.staircase import Noticeable
 from lightning_modules.av_odyssey.talk import SmallAdapter, vectors_of
 from lightning_modules.av_odyssey.words import prompt_of, reply_of
 from lightning_modules.base import MethodModule, NothingToTrain, OptimizerFactory, Phase, Table
@@ -80,6 +84,7 @@ class AvOdysseyModule(MethodModule):
         self.model: SmallModel | None = None
         self.vectors = np.empty(0, np.float32)  # of the sounds of all training questions, (N, 2, 2 ear)
         self.examination = Examination(None, "")
+        self.noticeable: dict[str, Noticeable] = {}  # by task, of the last validation
 
     @property
     def data(self) -> Any:
@@ -169,13 +174,36 @@ class AvOdysseyModule(MethodModule):
         self._tell(self.examination.finish(items, exam.unusable, self.trainer.is_global_zero))
 
     def _tell(self, answers: list[Answer]) -> None:
-        report = Report.of(answers)
+        damage = self.data.exam.damage(self.data.config.damaged)
+        report = Report.of(answers, damaged=damage.counted)
         self.log("val/accuracy", report.shares(self.config.rule)["average", "micro"].value, prog_bar=True, sync_dist=True)
         self.log("val/invalid_rate", sum(one.letters["strict"] is None for one in report.graded) / len(report.graded), sync_dist=True)
-        if self.data.config.source == "deaftest":
+        if self.data.config.source.startswith("deaftest"):
             for name, right in sorted(_by_profile_and_task(report, self.config.rule).items()):
                 self.log(f"val/{name}", sum(right) / len(right), sync_dist=True)
         self.tables = {"answers": Table(QUESTION_COLUMNS, report.question_rows()), "scores": Table(SCORE_COLUMNS, report.score_rows())}
+        if self.data.config.adaptive:
+            self._climb()
+        if self.data.config.source == "hub":
+            self.log("val/damaged_rate", damage.share, sync_dist=True)
+            self.tables["damaged"] = Table(Damage.COLUMNS, damage.rows())
+
+    def _climb(self) -> None:
+        config = self.data.config
+        self.noticeable = thresholds(self.asked, self.data.seed, config.split, self.config.rule, config.staircases)
+        for task, found in self.noticeable.items():
+            self.log(f"val/noticeable/{task}", found.value, sync_dist=True)
+        self.tables["noticeable"] = Table(COLUMNS, rows_of(self.noticeable))
+        if self.kept_in and self.trainer.is_global_zero:
+            self.pictures(self.kept_in)
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """Draw the shares of right answers over gaps into noticeable.png, where the profile adaptive was examined."""
+        if not self.noticeable:
+            return []
+        named = {f"{task}, {UNITS[task]}": found for task, found in self.noticeable.items()}
+        noticeable_figure(named, TARGET).savefig(folder / "noticeable.png")
+        return [folder / "noticeable.png"]
 
 
 def _by_profile_and_task(report: Report, rule: str) -> dict[str, list[bool]]:
