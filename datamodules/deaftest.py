@@ -8,6 +8,7 @@ scale; nothing is normalised, and nothing clips but in the profile that imitates
     paper_clipped the same with full scale at 60 dB and hard clipping, as in the published loud examples
     hard          overlapping ranges and small gaps, which only a comparison answers
     mixed         paper and hard in turns
+    varied        hard, noise, timbre and confound in turns, each behind one from paper, whose clear differences are learnt first
     noise         hard, in white or pink noise, one for both sounds, 30 to 40 dB below the peak of the softer one
     timbre        hard, with harmonic tones, and in the tasks that ask no pitch noise bands, in place of sines
     confound      hard, with a second difference that points the other way: the louder sound is lower, the higher softer, the longer softer
@@ -22,7 +23,7 @@ import numpy as np
 from datamodules.av_plan import TOKENS_A_SECOND
 from datamodules.av_questions import LETTERS, Audio, Question
 
-Profile = Literal["paper", "paper_clipped", "hard", "mixed", "noise", "timbre", "confound"]
+Profile = Literal["paper", "paper_clipped", "hard", "mixed", "varied", "noise", "timbre", "confound"]
 Control = Literal["none", "silent", "shuffled", "single_clip", "swapped"]
 Split = Literal["train", "valid", "test"]
 
@@ -32,6 +33,8 @@ FULL = 100.0  # nominal dB of full scale
 TASKS = ("count", "loudness", "pitch", "duration")
 FIRST_ID = 27  # DeafTest's task numbers go on where AV-Odyssey's end
 SPLITS = ("train", "valid", "test")
+TURNS: Mapping[str, tuple[Any, ...]] = {"mixed": ("paper", "hard"),
+                                      "varied": ("paper", "hard", "paper", "noise", "paper", "timbre", "paper", "confound")}
 WORDS = {"loudness": "louder", "pitch": "higher in pitch", "duration": "longer"}
 
 
@@ -112,20 +115,28 @@ class DeafTest(Sequence[Question]):
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
     def _profile(self, number: int) -> Profile:
-        if self.profile != "mixed":
-            return self.profile
-        return "hard" if number % 2 else "paper"
+        turns = TURNS.get(self.profile, (self.profile,))
+        return turns[number % len(turns)]
 
 
 def make(rng: np.random.Generator, task: str, profile: Profile, name: str) -> Question:
     """Draw one question of a task."""
     if task == "count":
         sounds, options, right = _count(rng, profile)
-        text = "How many sounds are there in [audio1]?"
-    else:
-        sounds, right = _pair(rng, task, profile)
-        options = ("the first audio", "the second audio")
-        text = f"Listen to [audio1] and [audio2]. Which audio is {WORDS[task]}?"
+        return posed(rng, task, profile, name, "How many sounds are there in [audio1]?", sounds, options, right)
+    return posed_pair(rng, task, profile, name, *PAIRS[task](rng, profile))
+
+
+def posed_pair(rng: np.random.Generator, task: str, profile: str, name: str, low: Sound, high: Sound) -> Question:
+    """Ask which of two sounds has more of something, in random order."""
+    sounds, right = ([low, high], 1) if rng.random() < 0.5 else ([high, low], 0)
+    text = f"Listen to [audio1] and [audio2]. Which audio is {WORDS[task]}?"
+    return posed(rng, task, profile, name, text, sounds, ("the first audio", "the second audio"), right)
+
+
+def posed(rng: np.random.Generator, task: str, profile: str, name: str, text: str, sounds: Sequence[Sound], options: tuple[str, str],
+          right: int) -> Question:
+    """Ask a question about sounds, its options in random order."""
     if rng.random() < 0.5:
         options, right = options[::-1], 1 - right
     full = 60.0 if profile == "paper_clipped" else FULL
@@ -142,12 +153,6 @@ def _count(rng: np.random.Generator, profile: Profile) -> tuple[list[Sound], tup
                   rng.uniform(0.05, 0.30), _kind(rng, profile, "count"))
     others = [n for n in range(3, 9) if n != count and (profile in ("paper", "paper_clipped") or abs(n - count) == 1)]
     return [sound], (str(count), str(rng.choice(others))), 0
-
-
-def _pair(rng: np.random.Generator, task: str, profile: Profile) -> tuple[list[Sound], int]:
-    """Draw two sounds that differ in one thing, in random order; return them and the place of the one with more of it."""
-    low, high = PAIRS[task](rng, profile)
-    return ([low, high], 1) if rng.random() < 0.5 else ([high, low], 0)
 
 
 def _kind(rng: np.random.Generator, profile: Profile, task: str) -> Any:
