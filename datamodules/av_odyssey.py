@@ -111,8 +111,9 @@ class AvOdysseyData(L.LightningDataModule):
     def __init__(self, config: AvOdysseyDataConfig) -> None:
         super().__init__()
         self.config = config
-        self.encode: Any = None  # question -> (prompt, reply), word numbers: the module's, set in its setup
+        self.taught: Any = None  # questions -> batches of them by number, such as Talk: the module's, set in its setup
         self.finished: Any = None  # items -> keys of those that are answered already: the module's
+        self.in_step = False  # whether all processes have to be given as many batches: the module's
 
     @property
     def seed(self) -> int:
@@ -153,11 +154,11 @@ class AvOdysseyData(L.LightningDataModule):
     def train_dataloader(self) -> TrainingLoader:
         """Batches in a seeded order that a checkpoint restores exactly."""
         order = TrainingOrder(len(self.training), self.config.batch_size, self.seed, *place())
-        return TrainingLoader(Talk(self.training, self.encode), order)
+        return TrainingLoader(self.taught(self.training), order)
 
     def val_dataloader(self) -> DataLoader:
         """This process's share of the questions that are not answered yet."""
-        return self.exam.loader(self.finished(self.exam.items), *place(), self.config.eval_batch_size)
+        return self.exam.loader(self.finished(self.exam.items), *place(), self.config.eval_batch_size, self.in_step)
 
 
 class Several(Sequence[Question]):

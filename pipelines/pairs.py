@@ -14,6 +14,8 @@ LACKS = {"fsdp": ("64-true", "16-mixed"), "deepspeed": ("64-true",)}  # strategy
 def refuse_impossible(config: RunConfig) -> None:
     """Raise ConfigError for settings that cannot work together; warn of those that work and gain nothing."""
     constants = class_constants(config.module.target)
+    if narrower := getattr(config.module.config, "strategies", None):  # as the settings have it
+        constants = {**constants, "STRATEGIES": narrower()}
     _refuse_strategy(config, constants)
     _refuse_precision(config, constants)
     _refuse_parts(config)

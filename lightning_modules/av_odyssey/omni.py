@@ -1,9 +1,9 @@
 """Qwen2.5-Omni behind the contract of adapters: prompts with the media exactly where their tags stand, greedy replies, letters' logits."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import gcd
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from math import ceil, gcd
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from datamodules.av_questions import Audio, Picture, Question, Video, segments
 from datamodules.av_tasks import SPATIAL
 from lightning_modules.av_odyssey.adapter import MONO, Check, Reply
 from lightning_modules.av_odyssey.checks import batch_equals_single, loudness_is_kept
+from lightning_modules.language.lora import LoraSection
 
 if TYPE_CHECKING:
     from lightning_modules.av_odyssey.thinker import PicturesAndSound
@@ -32,11 +33,24 @@ class OmniSection:
     """most tokens of a reply; one that is cut off there is counted as truncated"""
     frames: int = 8
     """most pictures that a film is shown as, spread evenly over it"""
+    train: Literal["lora", "projector"] = "lora"
+    """what learns, all else held still: low-rank adapters in the language model, or the last layer of the ear, which turns what is heard
+    into words' embeddings"""
+    lora: LoraSection = field(default_factory=lambda: LoraSection(rank=16))
+    """those adapters"""
+    gradient_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, about a third more time"""
 
     def __post_init__(self) -> None:
         for name in ("together", "new_tokens", "frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be 1 or above, not {getattr(self, name)}")
+        if self.train == "lora" and not self.lora.rank:
+            raise ValueError("lora.rank: must be 1 or above where train=lora, not 0")
+
+    def without_effect(self) -> dict[str, str]:
+        """Name what only adapters need."""
+        return {"lora": "train=projector has no adapters"} if self.train == "projector" else {}
 
 
 @dataclass(frozen=True)
@@ -56,19 +70,21 @@ class OmniAdapter:
         self.model, self.processor, self.weights, self.section = model, processor, weights, section
         self.together = section.together
         self.cannot: Mapping[str, str] = dict.fromkeys(SPATIAL, MONO)
+        self.full = 0  # where processes gather each other's weights: questions of a full batch, for which all make as many passes
         self.letters = [processor.tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "ABCD"]
 
     @classmethod
-    def load(cls, name: str | None, section: OmniSection) -> "OmniAdapter":
-        """Load the model of a folder or of the Hub, or make the tiny one."""
+    def load(cls, name: str | None, section: OmniSection, dtype: torch.dtype | None = None) -> "OmniAdapter":
+        """Load the model of a folder or of the Hub, or make the tiny one; weights are of `dtype`, or as they were saved."""
         from lightning_modules.av_odyssey.thinker import pretrained, tiny  # a second of imports that no other adapter needs
 
-        return cls(*(pretrained(name) if name else tiny()), section)
+        return cls(*(pretrained(name, dtype) if name else tiny(dtype=dtype)), section)
 
     @property
     def identity(self) -> str:
         """Name weights, precision, library and what decides a reply beside them."""
-        return repr(("qwen2_5_omni 1", self.weights, str(self.model.dtype), transformers.__version__, self.section))
+        s = self.section
+        return repr(("qwen2_5_omni 1", self.weights, str(self.model.dtype), transformers.__version__, s.together, s.new_tokens, s.frames))
 
     def checks(self) -> list[Check]:
         """Check that batches reply as single questions do, else ask one by one; and that loudness can be heard, else mark its task."""
@@ -81,22 +97,21 @@ class OmniAdapter:
         return [batch, loudness]
 
     def replies(self, questions: Sequence[Question]) -> list[Reply]:
-        """Reply greedily, `together` questions at a time."""
+        """Reply greedily, `together` questions at a time; passes that only keep processes in step reply nothing."""
         found: list[Reply] = []
         for start in range(0, len(questions), self.together):
             found += self._together(questions[start: start + self.together])
+        for _ in range(ceil(len(questions) / self.together), ceil(self.full / self.together)):
+            self._together(questions[:1])
         return found
 
     @torch.no_grad()
     def _together(self, questions: Sequence[Question]) -> list[Reply]:
         shown = [self.shown(question) for question in questions]
-        given = self.given(shown).to(self.model.device)
-        for name in ("pixel_values", "input_features"):
-            if name in given:
-                given[name] = given[name].to(self.model.dtype)
+        given = self.moved(self.given(shown))
         greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
         made = self.model.generate(**given, **greedy, max_new_tokens=self.section.new_tokens, output_logits=True,
-                                   return_dict_in_generate=True)
+                                   return_dict_in_generate=True, synced_gpus=self.full > 0)
         written, first = made.sequences[:, given["input_ids"].shape[1]:], made.logits[0].float()
         return [self._reply(row, logits[self.letters[: len(q.options)]], one.note)
                 for row, logits, q, one in zip(written, first, questions, shown, strict=True)]
@@ -109,10 +124,23 @@ class OmniAdapter:
         return Reply(text.strip(), "truncated" if end is None else "ok", tuple(logits.tolist()), note)
 
     def given(self, shown: Sequence[Shown]) -> Any:
-        """Turn prompts into the model's tensors, padded on the left."""
+        """Turn prompts into the model's tensors, padded on the left; features (N, bands, frames) are no longer than the longest sound."""
         pictures, sounds = [p for one in shown for p in one.pictures], [s for one in shown for s in one.sounds]
-        return self.processor(text=[one.text for one in shown], images=pictures or None, audio=sounds or None, return_tensors="pt",
-                              padding=True)
+        given = self.processor(text=[one.text for one in shown], images=pictures or None, audio=sounds or None, return_tensors="pt",
+                               padding=True)
+        if sounds:
+            frames = int(given["feature_attention_mask"].sum(1).max())
+            for name in ("input_features", "feature_attention_mask"):
+                given[name] = given[name][..., :frames]
+        return given
+
+    def moved(self, given: Any) -> Any:
+        """Move tensors to the model's device, and what it sees and hears to its type."""
+        given = {name: value.to(self.model.device) for name, value in given.items()}
+        for name in ("pixel_values", "input_features"):
+            if name in given:
+                given[name] = given[name].to(self.model.dtype)
+        return given
 
     def shown(self, question: Question) -> Shown:
         """Write a question's prompt, each medium's placeholder where its tag stands."""

@@ -4,6 +4,8 @@ Films are shown as pictures, so that no video processor (and no torchvision) is 
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,28 +73,42 @@ def tiny_thinker(tokenizer: Qwen2Tokenizer, seed: int = 0) -> Qwen2_5OmniThinker
     numbers: dict[str, Any] = {key: number(MEDIA[name]) for key, name in named.items()}
     numbers |= {key: text[key] for key in ("pad_token_id", "eos_token_id")}
     config = Qwen2_5OmniThinkerConfig(text_config=text, audio_config=sound, vision_config=sight, initializer_range=SPREAD, **numbers)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), float32_by_default():
         torch.manual_seed(seed)
         return Qwen2_5OmniThinkerForConditionalGeneration(config).eval()
 
 
-def tiny(seed: int = 0) -> tuple[Any, PicturesAndSound, str]:
-    """Make model, processor and the name of the weights, a digest of them."""
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Make weights in float32, whatever a trainer has set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def tiny(seed: int = 0, dtype: torch.dtype | None = None) -> tuple[Any, PicturesAndSound, str]:
+    """Make model, processor and the name of the weights, a digest of them before they are cast to `dtype`."""
     processor = tiny_processor()
     model = tiny_thinker(processor.tokenizer, seed)
     content = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         content.update(name.encode() + value.contiguous().numpy().tobytes())
-    return model, processor, f"tiny {content.hexdigest()}"
+    return model if dtype is None else model.to(dtype), processor, f"tiny {content.hexdigest()}"
 
 
-def pretrained(name: str) -> tuple[Any, PicturesAndSound, str]:
-    """Load model, processor and the name of the weights from a folder or the Hub. ValueError if what is there is no thinker."""
+def pretrained(name: str, dtype: torch.dtype | None = None) -> tuple[Any, PicturesAndSound, str]:
+    """Load model, processor and the name of the weights from a folder or the Hub, of `dtype` or of that in which they were saved.
+
+    Raises ValueError if what is there is no thinker.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         parts = (Qwen2VLImageProcessorPil.from_pretrained(name), WhisperFeatureExtractor.from_pretrained(name))
         processor = PicturesAndSound(*parts, tokenizer)
-        model = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(name, dtype="auto").eval()
+        model = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(name, dtype=dtype or "auto").eval()
     except (OSError, AttributeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"module.pretrained: {name}: holds no Qwen2.5-Omni with its processor ({reason})") from error

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch import Tensor
 from transformers import GenerationConfig
 
+from lightning_modules.language.parts import gather_to_generate, in_step
 from lightning_modules.optim.projection import seed_of
 from lightning_modules.processes import from_all
 
@@ -49,9 +49,8 @@ class Generator:
     def __init__(self, model: Any, tokenizer: Any, config: GenerationSection, seed: int = 0) -> None:
         self.model, self.tokenizer, self.config, self.seed = model, tokenizer, config, seed
         self.seq2seq = bool(model.config.is_encoder_decoder)
-        self.synced = sharded(model) and dist.get_world_size() > 1
-        if isinstance(model, FSDPModule) and "generate" not in vars(model):  # once
-            register_fsdp_forward_method(model, "generate")  # type: ignore[arg-type]  # T5 calls its encoder before the whole network
+        self.synced = in_step(model)
+        gather_to_generate(model)  # T5 calls its encoder before the whole network
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> list[tuple[int, str]]:
@@ -106,11 +105,6 @@ class Generator:
         eos = self.tokenizer.eos_token_id
         ended = tokens[: tokens.index(eos)] if eos in tokens else tokens
         return self.tokenizer.decode(ended, skip_special_tokens=True).strip()
-
-
-def sharded(model: nn.Module) -> bool:
-    """Tell whether a forward pass gathers weights from other processes: under FSDP2, and under DeepSpeed's ZeRO-3."""
-    return isinstance(model, FSDPModule) or any(hasattr(p, "ds_id") for p in model.parameters())
 
 
 def gather_texts(texts: list[tuple[int, str]]) -> dict[int, str]:

@@ -3,11 +3,12 @@
 from abc import abstractmethod
 from typing import Any
 
-from lightning_modules.base import Exportable, MethodModule, OptimizerFactory
+from lightning_modules.base import Exportable, OptimizerFactory
 from lightning_modules.language.network import Recipe, blocks_of, build
+from lightning_modules.language.rotary import SteadyFrequencies
 
 
-class LanguageModule(MethodModule):
+class LanguageModule(SteadyFrequencies):
     """A method that trains one language model, `self.model`; it is there after `configure_model`, when the data knows its vocabulary.
 
     `config.lora` is a LoraSection, `pretrained` the name of a model that others have trained, if it is one.
@@ -35,16 +36,6 @@ class LanguageModule(MethodModule):
                 part.compile()
         self.model = self.shard(model.train(), blocks)
         give_weights()
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move or cast as asked, but keep rotary frequencies in float32: rounded to bfloat16 they turn tokens into other positions."""
-        kept = {name: b for name, b in self.named_buffers() if name.endswith("inv_freq")}
-        super()._apply(fn, recurse)
-        for name, frequencies in kept.items():
-            owner, _, leaf = name.rpartition(".")
-            rotary = self.get_submodule(owner)
-            setattr(rotary, leaf, frequencies.to(getattr(rotary, leaf).device))
-        return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the factors of an adapter: the model that they belong to stays where it came from."""

@@ -14,8 +14,9 @@ from students import generator_of, lively, prompt_batches
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from lightning_modules.kpod.generation import gather_texts, sharded
+from lightning_modules.kpod.generation import gather_texts
 from lightning_modules.language.network import blocks_of
+from lightning_modules.language.parts import sharded
 
 
 def spread(model, how):

@@ -1,0 +1,171 @@
+"""Validation as an examination: a model is asked, and its answers are kept, graded, and told as figures, tables and a page."""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules.av_exam import Batch, Damage
+from datamodules.av_plan import Item
+from datamodules.deaftest_gaps import UNITS
+from lightning_modules.av_odyssey.adapter import CHECK_COLUMNS, Adapter
+from lightning_modules.av_odyssey.adaptive import COLUMNS, TARGET, rows_of, thresholds
+from lightning_modules.av_odyssey.answers import Answer
+from lightning_modules.av_odyssey.comparison import SUMMARY
+from lightning_modules.av_odyssey.examination import Examination
+from lightning_modules.av_odyssey.examples import EXAMPLE_COLUMNS, examples_of
+from lightning_modules.av_odyssey.exports import whole, write_answers, write_samples
+from lightning_modules.av_odyssey.page import NAME, Page
+from lightning_modules.av_odyssey.pictures import noticeable_figure
+from lightning_modules.av_odyssey.replay import Replay
+from lightning_modules.av_odyssey.report import QUESTION_COLUMNS, SCORE_COLUMNS, Report
+from lightning_modules.av_odyssey.staircase import Noticeable
+from lightning_modules.base import OptimizerFactory, Table
+from lightning_modules.language.rotary import SteadyFrequencies
+from lightning_modules.processes import from_all
+
+log = logging.getLogger(__name__)
+
+NOTES = {  # what a reader must know before comparing, by data.source
+    "synthetic": "These questions were made on the spot in the shape of the benchmark's; the published figures are of the real ones, so "
+                 "that the two do not compare.",
+    "deaftest": "These sounds were made on the spot, unclipped; the published figures are of the paper's own 400 questions.",
+}
+
+
+class ExaminedModule(SteadyFrequencies):
+    """A method whose validation asks questions; what it asks is `adapter`."""
+
+    def __init__(self, config: Any, optimizer: OptimizerFactory) -> None:
+        super().__init__(config, optimizer)
+        self.examination = Examination(None, "")
+        self.noticeable: dict[str, Noticeable] = {}  # by task, of the last validation
+
+    @property
+    def data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    @abstractmethod
+    def adapter(self) -> Adapter:
+        """What replies now."""
+
+    def _begin(self, items: Sequence[Item]) -> set[str]:
+        """Begin an examination, or go on with one; return the keys of what is answered."""
+        adapter = self.adapter
+        if isinstance(adapter, Replay):
+            adapter.check(item.id for item in items)
+        self.examination = Examination(self.kept_in, adapter.identity)
+        return self.examination.begin(items)
+
+    def on_validation_epoch_start(self) -> None:
+        self.asked = self.adapter
+        self.checks = self.asked.checks()
+        for row in [check.row for check in self.checks if not check.holds] if self.trainer.is_global_zero else []:
+            log.warning("%s: measured %g, the limit is %g; %s", *row[:3], row[4])
+        if self.kept_in is not None and self.trainer.is_global_zero:
+            for task, reason in sorted(self.asked.cannot.items()):
+                log.warning("task %s: %s; its score measures nothing", task, reason)
+        if self.kept_in is None:  # a loader serves many validations, and each begins anew
+            self._begin(self.data.exam.items)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if not batch.spare:
+            self.examination.ask(self.asked, batch.items, batch.questions, self.data.in_step)
+        else:  # other processes need this one to gather their weights
+            self.asked.replies(batch.questions)
+
+    def on_validation_epoch_end(self) -> None:
+        self._tell(self._finished())
+
+    def _finished(self) -> list[Answer]:
+        """Wait for all processes, and return all answers."""
+        exam, items = self.data.exam, self.data.exam.items
+        if self.examination.folder is None:  # a trainer may have been told to ask only some
+            asked = set().union(*from_all({answer.key for answer in self.examination.answers}))
+            items = [item for item in items if self.examination.key(item) in asked]
+        return self.examination.finish(items, exam.unusable, self.trainer.is_global_zero)
+
+    def _report(self, answers: list[Answer]) -> Report:
+        return Report.of(answers, damaged=self.data.config.damaged, cannot=self.asked.cannot)
+
+    @torch.no_grad()
+    def examine_now(self) -> float:
+        """Ask all questions outside a validation, in evaluation mode; return what share is answered rightly."""
+        training = [part for part in self.modules() if part.training]
+        self.eval()
+        batches = self.data.val_dataloader()
+        self.on_validation_epoch_start()
+        with self.trainer.precision_plugin.forward_context():
+            for number, batch in enumerate(batches):
+                self.validation_step(batch, number)
+        for part in training:
+            part.training = True
+        return self._report(self._finished()).shares(self.config.rule)["average", "micro"].value
+
+    def _tell(self, answers: list[Answer]) -> None:
+        damage = self.data.exam.damage(self.data.config.damaged)
+        report = self._report(answers)
+        self.log("val/accuracy", report.shares(self.config.rule)["average", "micro"].value, prog_bar=True, sync_dist=True)
+        for rule in report.rules:
+            self.log(f"val/{rule}", report.shares(rule)["average", "micro"].value, sync_dist=True)
+        self.log("val/invalid_rate", sum(one.letters["strict"] is None for one in report.graded) / len(report.graded), sync_dist=True)
+        if self.data.config.source.startswith("deaftest"):
+            for name, right in sorted(_by_profile_and_task(report, self.config.rule).items()):
+                self.log(f"val/{name}", sum(right) / len(right), sync_dist=True)
+        self.tables = {"answers": Table(QUESTION_COLUMNS, report.question_rows()), "scores": Table(SCORE_COLUMNS, report.score_rows()),
+                       "checks": Table(CHECK_COLUMNS, [check.row for check in self.checks])}
+        if self.data.config.adaptive:
+            self._climb()
+        if self.data.config.source == "hub":
+            self.log("val/damaged_rate", damage.share, sync_dist=True)
+            self.tables["damaged"] = Table(Damage.COLUMNS, damage.rows())
+        if self.kept_in is not None and self.trainer.is_global_zero:
+            self._leave(report, self.kept_in)
+
+    def _leave(self, report: Report, folder: Path) -> None:
+        """Leave beside the report what others read: comparisons, a page, exports, and for W&B some questions with their media."""
+        data = self.data.config
+        note = NOTES.get(data.source, "")
+        page = Page(report, self.config.rule, f"{self.config.adapter}: {data.source}", self._facts(), self.checks, note)
+        for title, beside in page.comparisons:
+            name = f"published_{title.split()[0].lower()}"
+            self.tables[name] = Table(beside.columns, beside.rows())
+            self.tables[f"{name}_summary"] = Table(SUMMARY, beside.summary(), printed="tasks" not in name)
+        questions, place = self.data.exam.questions, {item.id: item.index for item in self.data.exam.items}
+        write_answers(folder, report)
+        write_samples(folder, report, lambda name: questions[place[name]])
+        whole(folder / NAME, lambda part: part.write_text(page.text()))
+        rows = examples_of(report, self.config.rule, lambda name: questions[place[name]], self.config.examples)
+        self.tables["examples"] = Table(EXAMPLE_COLUMNS, rows, media=True)
+
+    def _facts(self) -> dict[str, str]:
+        return {"model": self.asked.identity, "questions": self.data.exam.source, "rule of val/accuracy": self.config.rule}
+
+    def _climb(self) -> None:
+        config = self.data.config
+        self.noticeable = thresholds(self.asked, self.data.seed, config.split, self.config.rule, config.staircases)
+        for task, found in self.noticeable.items():
+            self.log(f"val/noticeable/{task}", found.value, sync_dist=True)
+        self.tables["noticeable"] = Table(COLUMNS, rows_of(self.noticeable))
+        if self.kept_in and self.trainer.is_global_zero:
+            self.pictures(self.kept_in)
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """Draw the shares of right answers over gaps into noticeable.png, where the profile adaptive was examined."""
+        if not self.noticeable:
+            return []
+        named = {f"{task}, {UNITS[task]}": found for task, found in self.noticeable.items()}
+        noticeable_figure(named, TARGET).savefig(folder / "noticeable.png")
+        return [folder / "noticeable.png"]
+
+
+def _by_profile_and_task(report: Report, rule: str) -> dict[str, list[bool]]:
+    """Sort DeafTest's answers as in "hard/pitch"."""
+    found: dict[str, list[bool]] = {}
+    for one in report.graded:
+        found.setdefault(f"{one.answer.attribute.removeprefix('DeafTest ')}/{one.answer.task}", []).append(one.right(rule))
+    return found
