@@ -81,9 +81,11 @@ class TrainerSection:
     fast_dev_run: bool = False
     """one batch of everything, nothing saved: does it run at all?"""
     overfit_batches: int = 0
-    """train and validate on this many batches only; 0: off"""
+    """train on the first so many batches again and again, and validate on as many; 0: off"""
     profiler: Literal["simple", "advanced", "pytorch"] | None = None
-    """Lightning profiler to run"""
+    """pytorch: some steps as a table and a trace in the run folder; simple, advanced: those of Lightning"""
+    detect_anomaly: bool = False
+    """watch every layer, forward and backward, and name the first that gives inf or NaN; slow"""
     threads: int | None = None
     """CPU threads of torch in each process; None: torch's own choice"""
     keep_memory: bool = False
