@@ -119,7 +119,7 @@ def _callbacks(config: RunConfig, folder: Path | None, record: RunRecord) -> lis
     t = config.trainer
     window = min(max(t.log_every_n_steps * t.accumulate_grad_batches, 2), 100)  # batches between two rows of metrics
     callbacks: list[Callback] = [record, SeedEachBatch(config.run.seed), LearningRate(), Throughput(window), progress_bar(),
-                                 NonFinite(t.detect_anomaly, scaled=t.precision == "16-mixed")]
+                                 NonFinite(t.detect_anomaly and t.devices * t.num_nodes == 1, scaled=t.precision == "16-mixed")]
     if folder is None:
         return callbacks
     debugs = t.detect_anomaly or t.profiler == "pytorch"

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from lightning_modules.optim.nonfinite import FiniteGradients
+from pipelines.build import build
+from pipelines.config import ConfigWarning, compose
 from pipelines.nonfinite import NonFinite, cause, said_of
 from tests.pipelines.tiny import Line, Numbers, trainer
 
@@ -136,3 +138,15 @@ def test_the_debug_trainer_names_the_layer_in_one_line(here, debug, tmp_path, mo
     step, layer = (6 - 1) // layers + 1, (6 - 1) % layers
     place = rf"step {step}: the output of \S*layers\.{layer}\.mlp \(LlamaMLP\)"
     assert re.search(f"{place} is not finite; its input and weights are", done.stderr)
+
+
+@pytest.mark.parametrize(("more", "watched"), [([], True), (["trainer.devices=2", "strategy=ddp"], False)])
+def test_the_debug_trainer_watches_one_process(more, watched, cache):
+    trainer = build(compose(["experiment=fira_debug", f"data.cache={cache}", *more]), None).trainer
+    assert [callback.layers for callback in trainer.callbacks if isinstance(callback, NonFinite)] == [watched]
+
+
+def test_asking_several_processes_to_be_watched_is_warned_of():
+    words = ["experiment=fira_debug", "trainer.devices=2", "strategy=ddp"]
+    with pytest.warns(ConfigWarning, match=r"trainer\.detect_anomaly: no effect, because it watches one process"):
+        compose([*words, "trainer.detect_anomaly=true"])
