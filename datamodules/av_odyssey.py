@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.av_exam import Exam
-from datamodules.av_questions import Audio, Question
+from datamodules.av_questions import Question
 from datamodules.av_synthetic import SyntheticQuestions
 from datamodules.blocks import TrainingLoader, TrainingOrder, place
-from datamodules.deaftest import DeafTest
+from datamodules.deaftest import TASKS, DeafTest, Profile
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class AvOdysseyDataConfig:
     """what is asked: DeafTest's questions, or small ones of all 26 tasks and five mixes of media, made on the spot"""
     items: int = 2000
     """training questions of each of DeafTest's four tasks"""
-    profile: Literal["paper", "paper_clipped", "hard", "mixed", "noise", "timbre", "confound"] = "mixed"
-    """how hard the training questions are; mixed: every second one from paper, the others hard"""
+    profile: Literal["paper", "paper_clipped", "hard", "mixed", "varied", "noise", "timbre", "confound"] = "mixed"
+    """how hard the training questions are; mixed: paper and hard in turns; varied: noise, timbre and confound as well"""
     profiles: list[str] = field(default_factory=lambda: ["paper", "hard"])
     """profiles that are examined"""
     questions: int = 100
@@ -50,7 +50,7 @@ class AvOdysseyDataConfig:
         for name in ("items", "questions", "batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be 1 or above, not {getattr(self, name)}")
-        known = ("paper", "paper_clipped", "hard", "mixed", "noise", "timbre", "confound")
+        known = ("paper", "paper_clipped", "hard", "mixed", "varied", "noise", "timbre", "confound")
         for profile in self.profiles:
             if profile not in known:
                 raise ValueError(f"profiles: must be of {', '.join(known)}, not {profile}")
@@ -138,33 +138,42 @@ class Talk(Dataset):
 
 
 class Clips(Dataset):
-    """All sounds of some questions by number, each with what is true of it; `read` turns a batch of both into tensors."""
+    """Some sounds of questions, `places` by number of question and tag.
 
-    def __init__(self, questions: Sequence[Question], read: Any) -> None:
-        self.questions, self.read = questions, read
-        self.places = [(index, tag) for index in range(len(questions)) for tag in sorted(questions[index].media)]
+    `read` turns a sound and its truth into tensors, once in each process, which keeps them; `stack` makes a batch of them.
+    """
+
+    def __init__(self, questions: Sequence[Question], places: Sequence[tuple[int, str]], read: Any, stack: Any) -> None:
+        self.questions, self.places, self.read, self.stack = questions, places, read, stack
+        self._known: dict[int, Any] = {}
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitems__(self, numbers: Sequence[int]) -> Any:
-        found = []
         for number in numbers:
-            index, tag = self.places[number]
-            question = self.questions[index]
-            sound: Audio = question.media[tag]  # type: ignore[assignment]
-            found.append((sound, question.truth[tag]))
-        return self.read([sound for sound, _ in found], [truth for _, truth in found])
+            if number not in self._known:
+                index, tag = self.places[number]
+                question = self.questions[index]
+                self._known[number] = self.read(question.media[tag], question.truth[tag])
+        return self.stack([self._known[number] for number in numbers])
+
+
+def every_clip(items: int, counts: int) -> list[tuple[int, str]]:
+    """Name both sounds of DeafTest's first `items` questions of each pair, and the one of its first `counts` to count in, by question."""
+    each = [counts, *[items] * (len(TASKS) - 1)]
+    return [(number * len(TASKS) + task, f"audio{place}") for number in range(max(items, counts)) for task in range(len(TASKS))
+            if number < each[task] for place in ((1, 2) if task else (1,))]
 
 
 class EarData(L.LightningDataModule):
     """Single sounds, to learn to hear from; the sounds of a hundred questions more are held out."""
 
-    def __init__(self, seed: int, items: int, batch_size: int, read: Any) -> None:
+    def __init__(self, seed: int, profile: Profile, items: int, counts: int, batch_size: int, read: Any, stack: Any) -> None:
         super().__init__()
         self.batch_size, self.seed = batch_size, seed
-        self.training = Clips(DeafTest(seed, "train", items, "mixed"), read)
-        self.held_out = Clips(DeafTest(seed, "valid", 25, "hard"), read)
+        self.training = Clips(DeafTest(seed, "train", max(items, counts), profile), every_clip(items, counts), read, stack)
+        self.held_out = Clips(DeafTest(seed, "valid", 25, "hard"), every_clip(25, 25), read, stack)
 
     def train_dataloader(self) -> TrainingLoader:
         """Batches in a seeded order that a checkpoint restores exactly."""

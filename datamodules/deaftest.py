@@ -8,6 +8,7 @@ scale; nothing is normalised, and nothing clips but in the profile that imitates
     paper_clipped the same with full scale at 60 dB and hard clipping, as in the published loud examples
     hard          overlapping ranges and small gaps, which only a comparison answers
     mixed         paper and hard in turns
+    varied        hard, noise, timbre and confound in turns, each behind one from paper, whose clear differences are learnt first
     noise         hard, in white or pink noise, one for both sounds, 30 to 40 dB below the peak of the softer one
     timbre        hard, with harmonic tones, and in the tasks that ask no pitch noise bands, in place of sines
     confound      hard, with a second difference that points the other way: the louder sound is lower, the higher softer, the longer softer
@@ -22,7 +23,7 @@ import numpy as np
 from datamodules.av_plan import TOKENS_A_SECOND
 from datamodules.av_questions import LETTERS, Audio, Question
 
-Profile = Literal["paper", "paper_clipped", "hard", "mixed", "noise", "timbre", "confound"]
+Profile = Literal["paper", "paper_clipped", "hard", "mixed", "varied", "noise", "timbre", "confound"]
 Control = Literal["none", "silent", "shuffled", "single_clip", "swapped"]
 Split = Literal["train", "valid", "test"]
 
@@ -32,6 +33,8 @@ FULL = 100.0  # nominal dB of full scale
 TASKS = ("count", "loudness", "pitch", "duration")
 FIRST_ID = 27  # DeafTest's task numbers go on where AV-Odyssey's end
 SPLITS = ("train", "valid", "test")
+TURNS: Mapping[str, tuple[Any, ...]] = {"mixed": ("paper", "hard"),
+                                      "varied": ("paper", "hard", "paper", "noise", "paper", "timbre", "paper", "confound")}
 WORDS = {"loudness": "louder", "pitch": "higher in pitch", "duration": "longer"}
 
 
@@ -112,9 +115,8 @@ class DeafTest(Sequence[Question]):
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
     def _profile(self, number: int) -> Profile:
-        if self.profile != "mixed":
-            return self.profile
-        return "hard" if number % 2 else "paper"
+        turns = TURNS.get(self.profile, (self.profile,))
+        return turns[number % len(turns)]
 
 
 def make(rng: np.random.Generator, task: str, profile: Profile, name: str) -> Question:

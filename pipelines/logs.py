@@ -5,6 +5,8 @@ import sys
 import warnings
 from typing import Any
 
+from pipelines.processes import rank
+
 OURS = ("pipelines", "lightning_modules", "datamodules")
 ADVICE = {  # lowest level still shown of loggers that talk without need
     "lightning.pytorch": logging.WARNING,
@@ -18,6 +20,7 @@ NEEDLESS = (  # warnings that ask for nothing a user of this launcher could or s
     r"Found \d+ module\(s\) in eval mode",
     r"It is recommended to use `self.log\(.*sync_dist=True",  # a method sums its figures over processes itself
     r"The `srun` command is available on your system",  # a job whose processes srun should have started is refused before
+    r"`torch\.distributed\.\w+` is deprecated",  # said of what DeepSpeed calls
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
 )
 
@@ -38,10 +41,10 @@ _handler = _ToStdout()
 
 
 def set_up_logs() -> None:
-    """Print the progress reports of our packages, and keep advice and needless warnings from the terminal."""
+    """Print the progress reports of our packages, once for all processes, and keep advice and needless warnings from the terminal."""
     for name in OURS:
         logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
         logger.addHandler(_handler)  # adding it again changes nothing
     for name, level in ADVICE.items():
         logging.getLogger(name).setLevel(level)

@@ -65,7 +65,8 @@ def test_a_model_that_learns_nothing_says_how_it_is_examined(here, tmp_path):
 
 
 @pytest.mark.parametrize(("word", "message"), [
-    ("data.profiles=[paper,loud]", "data.profiles: must be of paper, paper_clipped, hard, mixed, noise, timbre, confound, not loud"),
+    ("data.profiles=[paper,loud]", "data.profiles: must be of paper, paper_clipped, hard, mixed, varied, noise, timbre, "
+     "confound, not loud"),
     ("module.small.width=30", "module.small.width: must be an even multiple of heads = 4, not 30"),
     ("data.items=0", "data.items: must be 1 or above"),
 ])

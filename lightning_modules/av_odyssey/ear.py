@@ -14,7 +14,8 @@ from torchmetrics import MeanMetric
 
 from datamodules.av_odyssey import EarData
 from datamodules.av_questions import Audio
-from lightning_modules.av_odyssey.hearing import READ, SCALES, Encoder, Frames, facts_of, frames_of, mel_filters, reading_loss
+from datamodules.deaftest import Profile
+from lightning_modules.av_odyssey.hearing import BANDS, READ, SCALES, Encoder, Frames, facts_of, frames_of, mel_filters, reading_loss
 from lightning_modules.base import MethodModule, OptimizerFactory, Phase
 from lightning_modules.optim.adamw import AdamW, AdamWConfig
 
@@ -26,7 +27,9 @@ class EarSection:
     width: int = 128
     """channels of the ear's convolutions"""
     items: int = 500
-    """questions of each task whose sounds it learns from"""
+    """questions of each task of pairs whose sounds it learns from"""
+    counts: int = 3000
+    """sounds that it learns to count in; a pair has two to compare, and counting takes the most examples"""
     epochs: int = 8
     """passes over them"""
     batch_size: int = 64
@@ -35,20 +38,28 @@ class EarSection:
     """peak learning rate"""
 
     def __post_init__(self) -> None:
-        for name in ("width", "items", "epochs", "batch_size", "lr"):
+        for name in ("width", "items", "counts", "epochs", "batch_size", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: must be above 0, not {getattr(self, name)}")
 
 
 class Reader:
-    """Turns sounds and what is true of them into frames and targets."""
+    """Turns a sound and what is true of it into frames, (1, BANDS, T), and targets, (4,)."""
 
     def __init__(self) -> None:
         self.filters = mel_filters()
 
-    def __call__(self, sounds: Sequence[Audio], truths: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
-        frames = frames_of(sounds, self.filters)
-        return frames.values, frames.lengths, torch.tensor([facts_of(truth) for truth in truths], dtype=torch.float32)
+    def __call__(self, sound: Audio, truth: Any) -> tuple[Frames, Tensor]:
+        return frames_of([sound], self.filters), torch.tensor(facts_of(truth), dtype=torch.float32)
+
+
+def stacked(read: Sequence[tuple[Frames, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Make a batch of what is read: padded frames (N, BANDS, T), their lengths (N,), and targets (N, 4)."""
+    lengths = torch.cat([frames.lengths for frames, _ in read])
+    values = torch.zeros(len(read), BANDS, int(lengths.max()))
+    for row, (frames, _) in zip(values, read, strict=True):
+        row[:, : frames.values.shape[-1]] = frames.values[0]
+    return values, lengths, torch.stack([facts for _, facts in read])
 
 
 class EarModule(MethodModule):
@@ -92,9 +103,10 @@ class EarModule(MethodModule):
         self.trainer.strategy.barrier("the ear is written")
 
 
-def ear_phase(section: EarSection, seed: int, folder: Path) -> Phase:
+def ear_phase(section: EarSection, seed: int, profile: Profile, folder: Path) -> Phase:
     """Describe the training of an ear."""
-    return Phase("ear", folder, EarModule(section, folder), EarData(seed, section.items, section.batch_size, Reader()), section.epochs)
+    data = EarData(seed, profile, section.items, section.counts, section.batch_size, Reader(), stacked)
+    return Phase("ear", folder, EarModule(section, folder), data, section.epochs)
 
 
 def load_ear(encoder: Encoder, folder: Path) -> None:

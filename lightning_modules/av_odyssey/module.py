@@ -45,7 +45,7 @@ NOTES = {  # what a reader must know before comparing, by data.source
                  "that the two do not compare.",
     "deaftest": "These sounds were made on the spot, unclipped; the published figures are of the paper's own 400 questions.",
 }
-FORMAT = 1  # part of every key: raise it when what is stored, or how it is found, changes
+FORMAT = 2  # part of every key: raise it when what is stored, or how it is found, changes
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,13 @@ class AvOdysseyModule(MethodModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def ear_folder(self, data: Any) -> Path:
-        content = repr((FORMAT, asdict(self.config.ear), data.seed)).encode()
+        content = repr((FORMAT, asdict(self.config.ear), data.seed, data.config.profile)).encode()
         return Path(data.config.cache).expanduser() / "av_odyssey" / "ear" / hashlib.blake2b(content, digest_size=10).hexdigest()
 
     def phases(self, data: Any) -> Iterable[Phase]:
         """Give the teaching of the ear."""
         if self.config.adapter == "small":
-            yield ear_phase(self.config.ear, data.seed, self.ear_folder(data))
+            yield ear_phase(self.config.ear, data.seed, data.config.profile, self.ear_folder(data))
 
     def setup(self, stage: str) -> None:
         content = self.config.small.reply == "content"

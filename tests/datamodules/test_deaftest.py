@@ -25,6 +25,14 @@ def test_an_item_is_the_same_whoever_makes_it_and_splits_and_seeds_never_meet():
     assert len(set.union(*drawn)) == 6 * 80
 
 
+@pytest.mark.parametrize(("profile", "turns"), [
+    ("mixed", ["paper", "hard"]), ("varied", ["paper", "hard", "paper", "noise", "paper", "timbre", "paper", "confound"])])
+def test_profiles_in_turns_hold_the_questions_of_those_they_name(profile, turns):
+    some, each = DeafTest(2, "train", 8, profile), {name: DeafTest(2, "train", 8, name) for name in turns}
+    for index, question in enumerate(some):
+        assert repr(question.truth) == repr(each[turns[index // len(TASKS) % len(turns)]][index].truth)
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_right_answer_is_that_of_the_truth_and_the_coins_are_fair(profile):
     questions = list(DeafTest(1, "test", 60, profile))

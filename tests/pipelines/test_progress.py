@@ -85,3 +85,16 @@ def test_reports_of_our_packages_reach_the_terminal_once_and_lightnings_advice_d
         logging.getLogger("datamodules.anything").debug("hidden")
         logging.getLogger("lightning.pytorch.utilities.rank_zero").info("GPU available: False")
     assert capsys.readouterr().out == "tokenized 3 MB\n"
+
+
+def test_of_several_processes_the_first_reports_and_all_warn(capsys, monkeypatch):
+    with warnings.catch_warnings(), monkeypatch.context() as second:
+        second.setenv("LOCAL_RANK", "1")
+        set_up_logs()
+        logging.getLogger("datamodules.anything").info("tokenized 3 MB")
+        logging.getLogger("datamodules.anything").warning("a torn file")
+    assert capsys.readouterr().out == "a torn file\n"
+    with warnings.catch_warnings():
+        set_up_logs()
+        logging.getLogger("datamodules.anything").info("tokenized 3 MB")
+    assert capsys.readouterr().out == "tokenized 3 MB\n"

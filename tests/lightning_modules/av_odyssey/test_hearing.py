@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.av_odyssey import Clips, every_clip
 from datamodules.av_questions import Audio
 from datamodules.deaftest import RATE, TASKS, DeafTest
+from lightning_modules.av_odyssey.ear import Reader, stacked
 from lightning_modules.av_odyssey.hearing import BANDS, HOP, SCALE, Encoder, facts_of, frames_of, mel_filters, reading_loss
 from lightning_modules.av_odyssey.oracle import Oracle
 from lightning_modules.av_odyssey.parsing import official
@@ -48,6 +50,28 @@ def test_frames_rise_by_what_the_level_rises_whatever_the_sound():
 def test_a_sound_of_another_rate_is_refused():
     with pytest.raises(ValueError, match="hears 16000 Hz, not 8000"):
         frames_of([Audio(np.zeros((1, 800), np.float32), 8000)], mel_filters())
+
+
+def test_a_batch_for_the_ear_is_made_of_the_frames_of_its_sounds_which_are_read_once():
+    made = []
+
+    def read(sound, truth):
+        made.append(truth["seconds"])
+        return Reader()(sound, truth)
+
+    questions = DeafTest(1, "train", 6, "mixed")
+    clips = Clips(questions, every_clip(2, 6), read, stacked)
+    named = [(index, tag) for index, question in enumerate(questions) for tag in question.media if question.task == "count" or index < 8]
+    assert clips.places == named
+    values, lengths, facts = clips.__getitems__([3, 0, 9])
+    sounds = [questions[index].media[tag] for index, tag in (named[3], named[0], named[9])]
+    expected = frames_of(sounds, mel_filters())
+    assert torch.equal(values, expected.values)
+    assert torch.equal(lengths, expected.lengths)
+    truths = [questions[index].truth[tag] for index, tag in (named[3], named[0], named[9])]
+    assert torch.equal(facts.nan_to_num(-1), torch.tensor([facts_of(truth) for truth in truths], dtype=torch.float32).nan_to_num(-1))
+    clips.__getitems__([0, 3])
+    assert len(made) == 3
 
 
 def test_a_clip_has_the_same_vector_alone_and_beside_longer_ones():
