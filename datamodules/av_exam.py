@@ -1,7 +1,7 @@
 """The questions of an examination, and the loader that hands each process its share of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch.utils.data import DataLoader, Dataset
@@ -15,6 +15,26 @@ class Batch:
 
     def __init__(self, items: list[Item], questions: list[Question], spare: bool = False) -> None:
         self.items, self.questions, self.spare = items, questions, spare
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Questions that cannot be asked, by id, with their task and the reason; of how many, and how they count."""
+
+    found: Mapping[str, tuple[str, str]]
+    questions: int
+    counted: str
+
+    COLUMNS = ("id", "task", "reason", "counted")
+
+    @property
+    def share(self) -> float:
+        """Return the share of the questions that cannot be asked."""
+        return len(self.found) / self.questions
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Return a row of COLUMNS a question."""
+        return [(name, task, reason, self.counted) for name, (task, reason) in self.found.items()]
 
 
 class Exam:
@@ -32,6 +52,12 @@ class Exam:
     def unusable(self) -> dict[str, tuple[Question, str]]:
         """The questions that cannot be asked and why, by key."""
         return {self.items[index].key: (self.questions[index], reason) for index, reason in self.reasons.items()}
+
+    def damage(self, counted: str) -> Damage:
+        """Tell of what cannot be asked, and how it is counted."""
+        lost = [self.questions[index] for index in self.reasons]
+        found = {question.id: (question.task, reason) for question, reason in zip(lost, self.reasons.values(), strict=True)}
+        return Damage(found, len(self.questions), counted)
 
     def loader(self, finished: Iterable[str], rank: int, processes: int, size: int, in_step: bool = False, workers: int = 0) -> DataLoader:
         """Load this process's share of what is not finished; `in_step` gives all as many batches, with spare ones at the end."""

@@ -1,8 +1,10 @@
-"""Data for AV-Odyssey's method: DeafTest, made on the spot, to train on and to be examined by; and small questions of all media."""
+"""Data for AV-Odyssey's method: DeafTest, made on the spot, to train on and to be examined by; the published files; and small questions."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -13,21 +15,39 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.av_exam import Exam
 from datamodules.av_questions import Question
+from datamodules.av_store import differences, stored_questions
 from datamodules.av_synthetic import SyntheticQuestions
 from datamodules.blocks import TrainingLoader, TrainingOrder, place
 from datamodules.deaftest import TASKS, DeafTest, Profile
+from datamodules.deaftest_seen import SeenDeafTest
+from datamodules.rows import DataError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class AvOdysseyDataConfig:
-    source: Literal["deaftest", "synthetic"] = "deaftest"
-    """what is asked: DeafTest's questions, or small ones of all 26 tasks and five mixes of media, made on the spot"""
+    source: Literal["deaftest", "deaftest_seen", "synthetic", "hub"] = "deaftest"
+    """what is asked: DeafTest's questions; those with pictures, which image fits a sound and which sound an image; or small ones of all 26
+    tasks and five mixes of media, all made on the spot; hub: the parquet files of AV_Odyssey_Bench, its LMMs_Eval index or
+    Deaftest_dataset, downloaded into root"""
+    root: str | None = None
+    """folder with those parquet files, and with the media that an index names"""
+    damaged: Literal["official", "wrong", "left_out", "refuse"] = "official"
+    """how questions count whose media are cut off, silent, torn or missing: as an empty reply by each rule (for the official one an A), as
+    wrong answers, not at all; or the evaluation is refused"""
+    frames: int = 32
+    """frames of a film that are shown at most, spread over it"""
+    frames_a_second: float = 2.0
+    """and how many a second where that is fewer"""
     items: int = 2000
     """training questions of each of DeafTest's four tasks"""
     profile: Literal["paper", "paper_clipped", "hard", "mixed", "varied", "noise", "timbre", "confound"] = "mixed"
     """how hard the training questions are; mixed: paper and hard in turns; varied: noise, timbre and confound as well"""
     profiles: list[str] = field(default_factory=lambda: ["paper", "hard"])
-    """profiles that are examined"""
+    """profiles that are examined; adaptive, beside another: no score, but the smallest gap that is heard, by staircases"""
+    staircases: int = 8
+    """staircases that climb side by side in each task of the profile adaptive"""
     questions: int = 100
     """questions of each task and profile that are examined; of synthetic, of each task"""
     split: Literal["valid", "test"] = "valid"
@@ -47,19 +67,42 @@ class AvOdysseyDataConfig:
     """draws the questions; none: the run's seed"""
 
     def __post_init__(self) -> None:
-        for name in ("items", "questions", "batch_size", "eval_batch_size"):
+        for name in ("items", "questions", "batch_size", "eval_batch_size", "frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be 1 or above, not {getattr(self, name)}")
-        known = ("paper", "paper_clipped", "hard", "mixed", "varied", "noise", "timbre", "confound")
+        if self.frames_a_second <= 0:
+            raise ValueError(f"frames_a_second: must be above 0, not {self.frames_a_second}")
+        if self.source == "hub" and not self.root:
+            raise ValueError("root: must name the folder of the parquet files where source=hub, not be empty")
+        if self.staircases < 2:
+            raise ValueError(f"staircases: must be 2 or above, for an interval, not {self.staircases}")
+        known = ("paper", "paper_clipped", "hard", "mixed", "varied", "noise", "timbre", "confound", "adaptive")
         for profile in self.profiles:
             if profile not in known:
                 raise ValueError(f"profiles: must be of {', '.join(known)}, not {profile}")
+            if self.source == "deaftest_seen" and profile not in ("paper", "hard"):
+                raise ValueError(f"profiles: must be of paper, hard where source=deaftest_seen, not {profile}")
+        if self.profiles == ["adaptive"]:
+            raise ValueError("profiles: must name one that is scored beside adaptive, such as [hard,adaptive], not adaptive alone")
         if not self.profiles:
             raise ValueError("profiles: must name one profile or more, such as [paper,hard], not []")
 
+    @property
+    def adaptive(self) -> bool:
+        """Tell whether gaps are asked that shrink until they are no longer heard."""
+        return self.source == "deaftest" and "adaptive" in self.profiles
+
     def without_effect(self) -> dict[str, str]:
-        """Name what only DeafTest has."""
-        return dict.fromkeys(("profiles", "control"), "source=synthetic has no profiles") if self.source == "synthetic" else {}
+        """Name what only DeafTest has, or only files."""
+        profiled = self.source in ("deaftest", "deaftest_seen")
+        found = {} if profiled else {"profiles": f"source={self.source} has no profiles"}
+        if self.source != "deaftest":
+            found["control"] = "source=deaftest alone has controls"
+        if not self.adaptive:
+            found["staircases"] = "the profile adaptive is not examined"
+        if self.source == "hub":
+            return found | dict.fromkeys(("questions", "split"), "source=hub asks all questions of its files")
+        return found | dict.fromkeys(("root", "damaged", "frames", "frames_a_second"), f"source={self.source} reads no files")
 
 
 class AvOdysseyData(L.LightningDataModule):
@@ -86,8 +129,26 @@ class AvOdysseyData(L.LightningDataModule):
         config = self.config
         if config.source == "synthetic":
             return Exam(SyntheticQuestions(self.seed, config.questions), f"synthetic {self.seed} {config.questions}")
-        sets = [DeafTest(self.seed, config.split, config.questions, profile, config.control) for profile in config.profiles]  # type: ignore[arg-type]
+        if config.source == "hub":
+            return self._files()
+        sets: list[Any] = [
+            SeenDeafTest(self.seed, config.split, config.questions, profile) if config.source == "deaftest_seen" else  # type: ignore[arg-type]
+            DeafTest(self.seed, config.split, config.questions, profile, config.control)  # type: ignore[arg-type]
+            for profile in config.profiles if profile != "adaptive"]
         return Exam(Several(sets), "; ".join(one.name for one in sets))
+
+    def _files(self) -> Exam:
+        """Open the published files. Raises DataError where they cannot be used, or are damaged and may not be."""
+        config = self.config
+        questions = stored_questions(str(config.root), Path(config.cache), config.frames, config.frames_a_second)
+        if place()[0] == 0 and (told := differences(questions.entries)):
+            log.warning("data.root=%s: %s", config.root, told)
+        reasons = questions.reasons
+        if reasons and config.damaged == "refuse":
+            first = next(iter(reasons))
+            raise DataError(f"data.damaged=refuse: {len(reasons)} of {len(questions)} questions cannot be asked, the first, "
+                            f"{questions[first].id}, because {reasons[first]}")
+        return Exam(questions, f"files {config.frames} {config.frames_a_second}", reasons)
 
     def train_dataloader(self) -> TrainingLoader:
         """Batches in a seeded order that a checkpoint restores exactly."""
@@ -102,7 +163,7 @@ class AvOdysseyData(L.LightningDataModule):
 class Several(Sequence[Question]):
     """Sets of questions one after another, each question under a name that says its set."""
 
-    def __init__(self, sets: Sequence[DeafTest]) -> None:
+    def __init__(self, sets: Sequence[Any]) -> None:
         self.sets = sets
         self.ends = np.cumsum([len(one) for one in sets])
 

@@ -123,11 +123,20 @@ def make(rng: np.random.Generator, task: str, profile: Profile, name: str) -> Qu
     """Draw one question of a task."""
     if task == "count":
         sounds, options, right = _count(rng, profile)
-        text = "How many sounds are there in [audio1]?"
-    else:
-        sounds, right = _pair(rng, task, profile)
-        options = ("the first audio", "the second audio")
-        text = f"Listen to [audio1] and [audio2]. Which audio is {WORDS[task]}?"
+        return posed(rng, task, profile, name, "How many sounds are there in [audio1]?", sounds, options, right)
+    return posed_pair(rng, task, profile, name, *PAIRS[task](rng, profile))
+
+
+def posed_pair(rng: np.random.Generator, task: str, profile: str, name: str, low: Sound, high: Sound) -> Question:
+    """Ask which of two sounds has more of something, in random order."""
+    sounds, right = ([low, high], 1) if rng.random() < 0.5 else ([high, low], 0)
+    text = f"Listen to [audio1] and [audio2]. Which audio is {WORDS[task]}?"
+    return posed(rng, task, profile, name, text, sounds, ("the first audio", "the second audio"), right)
+
+
+def posed(rng: np.random.Generator, task: str, profile: str, name: str, text: str, sounds: Sequence[Sound], options: tuple[str, str],
+          right: int) -> Question:
+    """Ask a question about sounds, its options in random order."""
     if rng.random() < 0.5:
         options, right = options[::-1], 1 - right
     full = 60.0 if profile == "paper_clipped" else FULL
@@ -144,12 +153,6 @@ def _count(rng: np.random.Generator, profile: Profile) -> tuple[list[Sound], tup
                   rng.uniform(0.05, 0.30), _kind(rng, profile, "count"))
     others = [n for n in range(3, 9) if n != count and (profile in ("paper", "paper_clipped") or abs(n - count) == 1)]
     return [sound], (str(count), str(rng.choice(others))), 0
-
-
-def _pair(rng: np.random.Generator, task: str, profile: Profile) -> tuple[list[Sound], int]:
-    """Draw two sounds that differ in one thing, in random order; return them and the place of the one with more of it."""
-    low, high = PAIRS[task](rng, profile)
-    return ([low, high], 1) if rng.random() < 0.5 else ([high, low], 0)
 
 
 def _kind(rng: np.random.Generator, profile: Profile, task: str) -> Any:

@@ -5,6 +5,8 @@ import os
 import sys
 import warnings
 
+from pipelines.processes import MARK
+
 COMMANDS = {  # name -> module with run(argv) -> exit status, and what it is for
     "train": ("pipelines.train", "train a method, or resume a run"),
     "submit": ("pipelines.submit", "queue a run in Slurm"),
@@ -24,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     warnings.formatwarning = _one_line
+    launch = os.environ.get(MARK)
     try:
         status = _dispatch(words)
         sys.stdout.flush()
@@ -38,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         if traceback:
             raise
         return _explain(error)
+    finally:  # the next command of this process is another launch, and so is what others start from here
+        if launch is None:
+            os.environ.pop(MARK, None)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -65,8 +65,8 @@ def test_a_model_that_learns_nothing_says_how_it_is_examined(here, tmp_path):
 
 
 @pytest.mark.parametrize(("word", "message"), [
-    ("data.profiles=[paper,loud]", "data.profiles: must be of paper, paper_clipped, hard, mixed, varied, noise, timbre, "
-     "confound, not loud"),
+    ("data.profiles=[paper,loud]", "paper, paper_clipped, hard, mixed, varied, noise, timbre, confound, adaptive, not loud"),
+    ("data.profiles=[adaptive]", "data.profiles: must name one that is scored beside adaptive, such as [hard,adaptive]"),
     ("module.small.width=30", "module.small.width: must be an even multiple of heads = 4, not 30"),
     ("data.items=0", "data.items: must be 1 or above"),
 ])
@@ -75,3 +75,17 @@ def test_what_cannot_be_is_refused_in_one_line(word, message, here):
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_smallest_gaps_that_are_heard_are_told_beside_scores(here, tmp_path):
+    """The oracle hears levels and pitches exactly, and lengths to one of its frames of 20 ms."""
+    done = here("evaluate", "method=av_odyssey", "module.adapter=oracle", "data.profiles=[hard,adaptive]", "data.questions=1",
+                "data.staircases=2", f"run.root={tmp_path}", "run.name=run", "logger=csv", "trainer.accelerator=cpu", "trainer.threads=1")
+    assert done.returncode == 0, done.stderr
+    found = {name: float(value) for name, value in (line.split() for line in done.stdout.splitlines() if line.startswith("val/noticeable"))}
+    assert found["val/noticeable/loudness"] == pytest.approx(0.05)
+    assert found["val/noticeable/pitch"] == pytest.approx(0.02, abs=0.02)
+    assert found["val/noticeable/duration"] < 0.02
+    rows = (tmp_path / "run" / "tables" / "noticeable.csv").read_text().splitlines()
+    assert len(rows) == 4
+    assert (tmp_path / "run" / "noticeable.png").read_bytes()[:4] == b"\x89PNG"

@@ -6,7 +6,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from datamodules.av_questions import Question
 
-Status: TypeAlias = Literal["ok", "error", "refused", "truncated"]
+Status: TypeAlias = Literal["ok", "error", "refused", "truncated", "damaged"]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Answer:
     gold: str
     options: tuple[str, ...]
     reply: str
-    status: str  # ok, error, refused or truncated
+    status: str  # ok, error, refused or truncated; damaged: never asked
     letter_logits: tuple[float, ...] | None
     note: str = ""  # why there is no answer, or what a reader should know of it
     seconds: float = 0.0  # that its batch took, shared out; not in the merged file, which two runs have in common

@@ -63,7 +63,7 @@ class Examination:
         return merge(answers, [self.key(item) for item in items], self.folder / MERGED if self.folder and first else None)
 
     def _never_asked(self, items: Iterable[Item], unusable: Mapping[str, tuple[Question, str]]) -> list[Answer]:
-        return [Answer.of(question, Reply("", "error", note=reason), self.key(item))
+        return [Answer.of(question, Reply("", "damaged", note=reason), self.key(item))
                 for item in items if item.key in unusable for question, reason in [unusable[item.key]]]
 
     def _keep(self, answer: Answer) -> None:

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.av_exam import Batch
+from datamodules.av_exam import Batch, Damage
 from datamodules.av_plan import Item
 from datamodules.cache import build_once
+from datamodules.deaftest_gaps import UNITS
 from lightning_modules.av_odyssey.adapter import CHECK_COLUMNS, Adapter
+from lightning_modules.av_odyssey.adaptive import COLUMNS, TARGET, rows_of, thresholds
 from lightning_modules.av_odyssey.answers import Answer
 from lightning_modules.av_odyssey.comparison import SUMMARY
 from lightning_modules.av_odyssey.ear import EarSection, ear_phase, load_ear
@@ -30,9 +32,11 @@ from lightning_modules.av_odyssey.hearing import mel_filters
 from lightning_modules.av_odyssey.omni import OmniAdapter, OmniSection
 from lightning_modules.av_odyssey.oracle import Oracle
 from lightning_modules.av_odyssey.page import NAME, Page
+from lightning_modules.av_odyssey.pictures import noticeable_figure
 from lightning_modules.av_odyssey.replay import Replay
 from lightning_modules.av_odyssey.report import QUESTION_COLUMNS, SCORE_COLUMNS, Report
 from lightning_modules.av_odyssey.small import SmallModel
+from lightning_modules.av_odyssey.staircase import Noticeable
 from lightning_modules.av_odyssey.talk import SmallAdapter, vectors_of
 from lightning_modules.av_odyssey.words import prompt_of, reply_of
 from lightning_modules.base import MethodModule, NothingToTrain, OptimizerFactory, Phase, Table
@@ -110,6 +114,7 @@ class AvOdysseyModule(MethodModule):
         self.replier: Adapter | None = None  # what only replies
         self.vectors = np.empty(0, np.float32)  # of the sounds of all training questions, (N, 2, 2 ear)
         self.examination = Examination(None, "")
+        self.noticeable: dict[str, Noticeable] = {}  # by task, of the last validation
 
     @property
     def data(self) -> Any:
@@ -225,16 +230,22 @@ class AvOdysseyModule(MethodModule):
         self._tell(self.examination.finish(items, exam.unusable, self.trainer.is_global_zero))
 
     def _tell(self, answers: list[Answer]) -> None:
-        report = Report.of(answers, cannot=self.asked.cannot)
+        damage = self.data.exam.damage(self.data.config.damaged)
+        report = Report.of(answers, damaged=damage.counted, cannot=self.asked.cannot)
         self.log("val/accuracy", report.shares(self.config.rule)["average", "micro"].value, prog_bar=True, sync_dist=True)
         for rule in report.rules:
             self.log(f"val/{rule}", report.shares(rule)["average", "micro"].value, sync_dist=True)
         self.log("val/invalid_rate", sum(one.letters["strict"] is None for one in report.graded) / len(report.graded), sync_dist=True)
-        if self.data.config.source == "deaftest":
+        if self.data.config.source.startswith("deaftest"):
             for name, right in sorted(_by_profile_and_task(report, self.config.rule).items()):
                 self.log(f"val/{name}", sum(right) / len(right), sync_dist=True)
         self.tables = {"answers": Table(QUESTION_COLUMNS, report.question_rows()), "scores": Table(SCORE_COLUMNS, report.score_rows()),
                        "checks": Table(CHECK_COLUMNS, [check.row for check in self.checks])}
+        if self.data.config.adaptive:
+            self._climb()
+        if self.data.config.source == "hub":
+            self.log("val/damaged_rate", damage.share, sync_dist=True)
+            self.tables["damaged"] = Table(Damage.COLUMNS, damage.rows())
         if self.kept_in is not None and self.trainer.is_global_zero:
             self._leave(report, self.kept_in)
 
@@ -256,6 +267,23 @@ class AvOdysseyModule(MethodModule):
 
     def _facts(self) -> dict[str, str]:
         return {"model": self.asked.identity, "questions": self.data.exam.source, "rule of val/accuracy": self.config.rule}
+
+    def _climb(self) -> None:
+        config = self.data.config
+        self.noticeable = thresholds(self.asked, self.data.seed, config.split, self.config.rule, config.staircases)
+        for task, found in self.noticeable.items():
+            self.log(f"val/noticeable/{task}", found.value, sync_dist=True)
+        self.tables["noticeable"] = Table(COLUMNS, rows_of(self.noticeable))
+        if self.kept_in and self.trainer.is_global_zero:
+            self.pictures(self.kept_in)
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """Draw the shares of right answers over gaps into noticeable.png, where the profile adaptive was examined."""
+        if not self.noticeable:
+            return []
+        named = {f"{task}, {UNITS[task]}": found for task, found in self.noticeable.items()}
+        noticeable_figure(named, TARGET).savefig(folder / "noticeable.png")
+        return [folder / "noticeable.png"]
 
 
 def _by_profile_and_task(report: Report, rule: str) -> dict[str, list[bool]]:

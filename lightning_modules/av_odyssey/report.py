@@ -33,9 +33,9 @@ class Graded:
         return Score(self.answer.task_id, self.answer.task, self.answer.attribute, self.right(rule))
 
 
-def grade(answer: Answer, unanswered: Unanswered = "official") -> Graded:
-    """Read an answer by all rules; one that was never given is what `unanswered` says: empty words for the rules, or wrong."""
-    if answer.status == "error" and unanswered != "official":
+def grade(answer: Answer, unanswered: Unanswered = "official", damaged: Unanswered = "official") -> Graded:
+    """Read an answer by all rules; one that was never given or asked for is what the policy says: empty words for the rules, or wrong."""
+    if {"error": unanswered, "damaged": damaged}.get(answer.status, "official") != "official":
         letters: dict[str, str | None] = dict.fromkeys(RULES)
     else:
         letters = {name: rule(answer.reply, answer.options) for name, rule in RULES.items()}
@@ -53,13 +53,16 @@ class Report:
     cannot: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, answers: Sequence[Answer], unanswered: Unanswered = "official", cannot: Mapping[str, str] | None = None) -> "Report":
-        """Grade answers; those without one stay out where the policy says so. Raises ValueError if none is left."""
-        taken = [answer for answer in answers if unanswered != "left_out" or answer.status != "error"]
+    def of(cls, answers: Sequence[Answer], unanswered: Unanswered = "official", damaged: Unanswered = "official",
+           cannot: Mapping[str, str] | None = None) -> "Report":
+        """Grade answers; what has none, or was never asked, stays out where its policy says so. Raises ValueError if none is left."""
+        left_out = [status for status, policy in (("error", unanswered), ("damaged", damaged)) if policy == "left_out"]
+        taken = [answer for answer in answers if answer.status not in left_out]
         if not taken:
-            raise ValueError(f"module.unanswered: must not be {unanswered} where no question has an answer; "
+            key = "data.damaged" if damaged == "left_out" else "module.unanswered"
+            raise ValueError(f"{key}: must not be left_out where no question has an answer; "
                              f"the first says: {answers[0].note if answers else 'there is no question'}")
-        return cls([grade(answer, unanswered) for answer in taken], unanswered, cannot or {})
+        return cls([grade(answer, unanswered, damaged) for answer in taken], unanswered, cannot or {})
 
     @property
     def rules(self) -> list[str]:
@@ -84,7 +87,7 @@ class Report:
         count = len(self.graded)
         for rule in ("strict", "vlmevalkit"):
             found[f"{rule}/invalid_rate"] = sum(one.letters[rule] is None for one in self.graded) / count
-        for status in ("error", "refused", "truncated"):
+        for status in ("error", "refused", "truncated", "damaged"):
             found[f"{status}_rate"] = self.statuses()[status] / count
         answers = [one.answer for one in self.graded]
         return found | guessing([answer.gold for answer in answers], [len(answer.options) for answer in answers])

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from pipelines.config import compose
 from pipelines.describe import help_table
 from pipelines.errors import ConfigError
 from pipelines.kinds import leaves, type_text
+from pipelines.processes import MARK, mark
 from pipelines.schema import COMPONENTS, GROUPS, SECTIONS
 from pipelines.sources import docs_of, schema_of
 
@@ -193,3 +195,16 @@ def test_a_warning_is_one_line_without_a_place_in_our_code(tmp_path):
     start = [sys.executable, "-P", "-m", "pipelines", "train", "experiment=fira_debug", "module.lora.alpha=2", "--cfg"]
     done = subprocess.run(start, cwd=tmp_path, text=True, capture_output=True, timeout=60, check=True)
     assert done.stderr == "warning: module.lora.alpha: no effect, because rank=0 means no LoRA\n"
+
+
+def test_each_command_of_a_process_is_a_launch_of_its_own_unless_it_belongs_to_another(monkeypatch):
+    """Two runs of a notebook, and what a test starts after it has trained itself, must not take one folder."""
+    marks = []
+    monkeypatch.setattr(front, "_dispatch", lambda words: marks.append(mark()) or time.sleep(0.002) or 0)
+    monkeypatch.delenv(MARK, raising=False)
+    assert front.main([]) == front.main([]) == 0
+    assert len(set(marks)) == 2
+    assert MARK not in os.environ
+    monkeypatch.setenv(MARK, "the launch that started this process")
+    front.main([])
+    assert marks[2] == os.environ[MARK] == "the launch that started this process"

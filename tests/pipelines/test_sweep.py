@@ -146,7 +146,7 @@ def test_wandbs_agent_runs_the_same_file(fivefold_in, tmp_path, cache, file):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "other machines join with: fivefold sweep sweep=fivefold/" in done.stdout
     records = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/run.json")]
-    assert [record["status"] for record in records] == ["finished"] * 2
+    assert [record["status"] for record in records] == ["finished"] * 2, done.stdout + done.stderr
     chosen = {tuple(word for word in record["started"][0]["command"] if word.startswith("optim.")) for record in records}
     assert len(chosen) == 2
     assert all(len(words) == 2 for words in chosen)

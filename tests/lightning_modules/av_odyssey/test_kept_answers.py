@@ -101,13 +101,13 @@ def test_a_missing_answer_ends_an_examination_with_its_number(tmp_path):
         exam.finish(ITEMS, {}, first=True)
 
 
-def test_what_could_not_be_asked_is_an_error_with_the_reason(tmp_path):
+def test_what_could_not_be_asked_is_damaged_and_has_its_reason(tmp_path):
     exam = Examination(None, "model")
     assert exam.begin(ITEMS) == set()
     for item in ITEMS[1:]:
         exam.ask(Counting(), [item], [QUESTIONS[item.index]])
     merged = exam.finish(ITEMS, {ITEMS[0].key: (QUESTIONS[0], "audio1: is silent")}, first=True)
-    assert (merged[0].status, merged[0].note) == ("error", "audio1: is silent")
+    assert (merged[0].status, merged[0].note) == ("damaged", "audio1: is silent")
 
 
 def test_two_processes_never_write_into_one_file(tmp_path):

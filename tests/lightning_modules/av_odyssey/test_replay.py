@@ -52,7 +52,7 @@ GOOD = {"id": "1_1", "reply": "B"}
     ([{"id": True, "reply": "B"}], r"row 1: no question's id"),
     ([{"id": "1_1"}], r"row 1: reply: must be text, not none"),
     ([{"id": "1_1", "reply": 3}], r"row 1: reply: must be text, not int"),
-    ([{**GOOD, "status": "lost"}], r"row 1: status: must be one of ok, error, refused, truncated, not lost"),
+    ([{**GOOD, "status": "lost"}], r"row 1: status: must be one of ok, error, refused, truncated, damaged, not lost"),
     ([{**GOOD, "letter_logits": ["x"]}], r"row 1: letter_logits: must be a number for each letter"),
     ([GOOD, {"id": "2_1", "reply": "B"}, GOOD], r"row 3: question 1_1 has a reply in row 1 already"),
 ])

@@ -1,0 +1,102 @@
+"""Pictures of what a model hears: shares of right answers, just-noticeable differences, and the sounds that it got wrong."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datamodules.av_questions import Audio, Question
+from lightning_modules.av_odyssey.averages import Share
+from lightning_modules.av_odyssey.staircase import Noticeable
+from lightning_modules.intervals import wilson
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FLOOR = -100.0  # dB of full scale: what is softer is drawn black
+
+
+def shares_figure(shares: Mapping[str, Mapping[str, Share]], chance: float) -> "Figure":
+    """Draw a bar for each task and contender with its 95 % interval, and a line where guessing stands (a share in 0..1)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    tasks, width = list(next(iter(shares.values()))), 0.8 / len(shares)
+    for place, (name, found) in enumerate(shares.items()):
+        x = np.arange(len(tasks)) + (place - (len(shares) - 1) / 2) * width
+        value, low, high = (100 * np.array([getattr(found[task], end) for task in tasks]) for end in ("value", "low", "high"))
+        axes.bar(x, value, 0.9 * width, yerr=(value - low, high - value), capsize=2, label=name)
+    axes.axhline(100 * chance, color="0.4", linestyle=":", linewidth=1, label="guessing")
+    axes.set_xticks(range(len(tasks)), tasks)
+    axes.set_ylabel("right answers, %")
+    axes.set_ylim(0, 105)
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def noticeable_figure(found: Mapping[str, Noticeable], target: float) -> "Figure":
+    """Draw, for each task, shares of right answers over the gap with their 95 % intervals, and the just-noticeable difference.
+
+    Names of `found` carry the unit, as in "pitch, semitones"; `target` is the share of right answers at a threshold.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * len(found), 3.2), dpi=120, layout="constrained")
+    for axes, (name, one) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+        gaps, shares = [gap for gap, _, _ in one.curve], np.array([100 * right / count for _, right, count in one.curve])
+        ends = 100 * np.array([wilson(right, count) for _, right, count in one.curve])
+        axes.errorbar(gaps, shares, (shares - ends[:, 0], ends[:, 1] - shares), fmt="o", markersize=3, linewidth=0.8)
+        axes.axhline(100 * target, color="0.4", linestyle=":", linewidth=1)
+        axes.axvline(one.value, color="#c1440e", linewidth=1.2, label=str(one))
+        axes.axvspan(one.low, one.high, color="#c1440e", alpha=0.15, linewidth=0)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel(name)
+        axes.set_ylabel("right answers, %")
+        axes.set_ylim(0, 105)
+        axes.legend(frameon=False, fontsize="small", loc="lower right")
+    return figure
+
+
+def spectrogram(audio: Audio, size: int = 512) -> np.ndarray:
+    """Return the power of each window and frequency in dB of a full-scale sine, (size / 2 + 1, windows); windows half overlap."""
+    mono = np.pad(audio.samples.mean(0), (0, max(0, size - audio.samples.shape[-1])))
+    windows = np.lib.stride_tricks.sliding_window_view(mono, size)[:: size // 2] * np.hanning(size)
+    amplitude = np.abs(np.fft.rfft(windows)).T / (np.hanning(size).sum() / 2)
+    return np.maximum(20 * np.log10(amplitude + 1e-12), FLOOR)
+
+
+def failure_figure(question: Question, reply: str) -> "Figure":
+    """Draw the spectrograms of a question's sounds, one scale for all, under what was asked and what was said."""
+    from matplotlib.figure import Figure
+
+    sounds = {tag: medium for tag, medium in question.media.items() if isinstance(medium, Audio)}
+    figure = Figure(figsize=(3.4 * len(sounds), 3.4), dpi=120, layout="constrained")
+    for axes, (tag, sound) in zip(figure.subplots(1, len(sounds), squeeze=False)[0], sounds.items(), strict=True):
+        extent = (0.0, sound.seconds, 0.0, sound.rate / 2000)
+        axes.imshow(spectrogram(sound), origin="lower", aspect="auto", extent=extent, vmin=FLOOR, vmax=0, cmap="magma")
+        axes.set_title(tag, fontsize="small")
+        axes.set_xlabel("s")
+        axes.set_ylabel("kHz")
+    said = " ".join(reply.split())[:60]
+    figure.suptitle(f"{question.id} {question.task}: right is {question.answer}, said was {said!r}", fontsize="small")
+    return figure
+
+
+def page(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], pictures: Mapping[str, Path]) -> str:
+    """Write one HTML page with a table and pictures inside it, so that the file can be sent alone."""
+    head = "".join(f"<th>{html.escape(column)}" for column in columns)
+    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in row) for row in rows)
+    figures = "\n".join(f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,{_text(path)}">'
+                        f"<figcaption>{html.escape(name)}</figcaption></figure>" for name, path in pictures.items())
+    return (f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+            "<style>body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .8em;text-align:left}"
+            f"img{{max-width:100%}}</style>\n<h1>{html.escape(title)}</h1>\n<table><tr>{head}\n{body}</table>\n{figures}\n</html>\n")
+
+
+def _text(picture: Path) -> str:
+    return base64.b64encode(picture.read_bytes()).decode()

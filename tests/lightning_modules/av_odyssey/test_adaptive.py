@@ -1,0 +1,58 @@
+"""Just-noticeable differences of listeners whose thresholds are known."""
+
+import numpy as np
+import pytest
+
+from datamodules.deaftest_gaps import RANGES
+from lightning_modules.av_odyssey.adapter import Reply
+from lightning_modules.av_odyssey.adaptive import COLUMNS, rows_of, thresholds
+
+
+class Listener:
+    """Knows what a question is made of, and hears a gap with probability 1/2 + 1/2 logistic(4 log(gap / middle))."""
+
+    cannot, identity = {}, "listener"
+
+    def __init__(self, middles, seed=0):
+        self.middles, self.rng, self.asked = middles, np.random.default_rng(seed), []
+
+    def replies(self, questions):
+        return [Reply(self.letter(question)) for question in questions]
+
+    def letter(self, question):
+        one, other = (question.truth[tag] for tag in ("audio1", "audio2"))
+        gap = {"loudness": abs(one["level"] - other["level"]), "pitch": 12 * abs(np.log2(one["f0"] / other["f0"])),
+               "duration": max(one["seconds"], other["seconds"]) / min(one["seconds"], other["seconds"]) - 1}[question.task]
+        self.asked.append((question.task, question.id))
+        right = self.rng.random() < 0.5 + 0.5 / (1 + (self.middles[question.task] / gap) ** 4)
+        return question.answer if right else "BA"["AB".index(question.answer)]
+
+
+def test_a_listeners_thresholds_are_found_in_each_task():
+    middles = {"loudness": 1.0, "pitch": 0.4, "duration": 0.08}
+    listener = Listener(middles)
+    found = thresholds(listener, 1, "test", "strict", 16)
+    share = 2 * 2 ** (-1 / 3) - 1  # heard at 79.4 % right answers
+    for task, one in found.items():
+        assert one.bound == "measured"
+        assert one.value == pytest.approx(middles[task] * (share / (1 - share)) ** 0.25, rel=0.25), task
+    assert len(set(listener.asked)) == len(listener.asked)  # no question is put twice
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in rows_of(found)]
+    assert sum(row["asked"] for row in rows) == len(listener.asked)
+    assert {row["task"]: row["unit"] for row in rows} == {"loudness": "dB", "pitch": "semitones", "duration": "share of the shorter"}
+
+
+class Saying:
+    cannot, identity = {}, "saying"
+
+    def __init__(self, text):
+        self.text = text
+
+    def replies(self, questions):
+        return [Reply(self.text) for _ in questions]
+
+
+@pytest.mark.parametrize("text", ["A", "I cannot tell", ""])
+def test_who_guesses_or_says_nothing_hears_no_gap_that_was_asked(text):
+    found = thresholds(Saying(text), 1, "test", "strict", 4)
+    assert {task: (one.bound, one.value) for task, one in found.items()} == {task: ("at_least", high) for task, (_, high) in RANGES.items()}
