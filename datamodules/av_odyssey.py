@@ -52,6 +52,8 @@ class AvOdysseyDataConfig:
     """questions of each task and profile that are examined; of synthetic, of each task"""
     split: Literal["valid", "test"] = "valid"
     """which of the two sets is examined; no item of theirs is trained on"""
+    replies: str | None = None
+    """module.adapter=replay: file of the replies that are scored, a JSON object with id and reply on each line; an answers.jsonl is one"""
     control: Literal["none", "silent", "shuffled", "single_clip", "swapped"] = "none"
     """what is taken away from the examined sounds: all sound, the right sounds, the second of two; or the two are exchanged. Where there is
     one sound only, as in count, the last two change nothing"""

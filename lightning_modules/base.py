@@ -85,10 +85,15 @@ class NothingToTrain(Exception):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that a validation shows beside its figures, such as questions with their answers."""
+    """Rows that a validation shows beside its figures, such as questions with their answers.
+
+    One that is `printed` is read on the terminal, too, at the end of an evaluation; one of `media` has cells that only W&B shows.
+    """
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
+    printed: bool = False
+    media: bool = False
 
 
 class MethodModule(LightningModule):

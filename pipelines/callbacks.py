@@ -17,6 +17,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch.utils._pytree import tree_leaves
 
 from lightning_modules.base import Table
+from pipelines.exhibits import exhibit
 from pipelines.runs import PART
 
 
@@ -120,10 +121,11 @@ class Findings(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         for name, table in pl_module.tables.items():  # type: ignore[union-attr, operator]
-            write_table(self.folder / "tables" / f"{name}.csv", table)
+            if not table.media:
+                write_table(self.folder / "tables" / f"{name}.csv", table)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
-                    logger.log_table(name, columns=list(table.columns), data=[list(row) for row in table.rows])
+                    logger.log_table(name, columns=list(table.columns), data=[[exhibit(cell) for cell in row] for row in table.rows])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

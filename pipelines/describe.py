@@ -145,6 +145,19 @@ def report_tables(tables: list[tuple[str, list[str], list[list[str]]]]) -> None:
         _print(table)
 
 
+def printed_tables(tables: Mapping[str, Any]) -> None:
+    """Print those of a module's tables that are meant for the terminal, numbers to the right."""
+    for one in tables.values():
+        if one.printed:
+            table = Table(box=None, pad_edge=False)
+            for place, name in enumerate(one.columns):
+                numbers = all(isinstance(row[place], int | float) for row in one.rows)
+                table.add_column(Text(name), justify="right" if numbers else "left")
+            for row in one.rows:
+                table.add_row(*(Text(str(cell)) for cell in row))
+            _print(table)
+
+
 def changes_table(title: str, names: tuple[str, str], changes: list[tuple[str, Any, Any]]) -> None:
     """Print what differs between two runs, or that nothing does."""
     if not changes:

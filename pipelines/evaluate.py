@@ -1,6 +1,7 @@
 """fivefold evaluate: load a run's checkpoint and validate it again, or examine a model that needs no training here."""
 
 from pathlib import Path
+from typing import Any
 
 from pipelines import describe
 from pipelines.config import ConfigError, compose, from_yaml, split_flags
@@ -20,6 +21,7 @@ from pipelines.runs import (
 from pipelines.schema import RunConfig
 
 FLAGS = ("--help",)
+PAGE = "report.html"  # which a method may leave in the run folder
 
 
 def run(argv: list[str]) -> int:
@@ -32,7 +34,7 @@ def run(argv: list[str]) -> int:
               "run folder of its own. What was interrupted goes on with run.name=NAME run.resume=auto.")
         return 0
     if not any(word.startswith("run=") for word in words) and any(word.startswith(("method=", "experiment=")) for word in words):
-        return examine(compose(words, command="evaluate"))
+        return examine(compose(_shared_out(words), command="evaluate"))
     folder, checkpoint, overrides = _sort(words)
     config = from_yaml(folder / SETTINGS, [*_alone(overrides), *overrides])
     found = checkpoint or newest_checkpoint(folder)
@@ -55,9 +57,11 @@ def examine(config: RunConfig) -> int:
     lock = claim(place.folder)
     start_record(config, place.folder, 0, command_line())
     print(f"run folder: {place.folder}", flush=True)
-    status, results = "failed", {}
+    status = "failed"
+    results: dict[str, float] = {}
+    tables: dict[str, Any] = {}
     try:
-        results = _validated(config, place.folder)
+        results, tables = _validated(config, place.folder)
         status = "finished"
     except (KeyboardInterrupt, SystemExit):  # the second is how Lightning passes a Ctrl-C on
         status = "interrupted"
@@ -65,11 +69,15 @@ def examine(config: RunConfig) -> int:
     finally:
         end_record(place.folder, status, results)
         lock.close()
+    describe.printed_tables(tables)
     describe.results_table(results, place.folder, status)
+    if (place.folder / PAGE).is_file():
+        print(f"page of results: {place.folder / PAGE}")
     return 0
 
 
-def _validated(config: RunConfig, folder: Path) -> dict[str, float]:
+def _validated(config: RunConfig, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the figures of a validation, and its tables."""
     from pipelines.build import build
     from pipelines.tracking import close_wandb
 
@@ -82,7 +90,13 @@ def _validated(config: RunConfig, folder: Path) -> dict[str, float]:
     finally:
         if rank() == 0:
             close_wandb(built.loggers, folder / "loss.png", failed)
-    return built.record.metrics
+    return built.record.metrics, built.module.tables
+
+
+def _shared_out(words: list[str]) -> list[str]:
+    """Share the work of several processes out by ddp, unless the words or an experiment say otherwise."""
+    several = any(word.startswith(("trainer.devices=", "trainer.num_nodes=")) and not word.endswith("=1") for word in words)
+    return [*words, "strategy=ddp"] if several and not any(word.startswith(("strategy", "experiment=")) for word in words) else words
 
 
 def _alone(words: list[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """What answers are worth: three rules side by side, averages by name, and what was invalid, refused, cut off or never asked."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lightning_modules.av_odyssey.answers import Answer
@@ -13,7 +13,8 @@ Unanswered = Literal["official", "wrong", "left_out"]
 RULES: dict[str, Callable[[str, Sequence[str]], str | None]] = {"official": official, "strict": strict, "vlmevalkit": vlmevalkit}
 QUESTION_COLUMNS = ("id", "task", "attribute", "mix", "gold", "reply", "status", "official", "strict", "vlmevalkit", "letter_logits",
                     "right_official", "right_strict", "right_vlmevalkit", "note")
-SCORE_COLUMNS = ("rule", "kind", "name", "right", "count", "percent", "low", "high")
+SCORE_COLUMNS = ("rule", "kind", "name", "right", "count", "percent", "low", "high", "note")
+NOT_MEASURABLE = "not measurable"
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,15 @@ def grade(answer: Answer, unanswered: Unanswered = "official", damaged: Unanswer
 
 @dataclass(frozen=True)
 class Report:
-    """All that an evaluation found."""
+    """All that an evaluation found; `cannot` says of tasks why their scores measure nothing."""
 
     graded: list[Graded]
     unanswered: Unanswered = "official"
+    cannot: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, answers: Sequence[Answer], unanswered: Unanswered = "official", damaged: Unanswered = "official") -> "Report":
+    def of(cls, answers: Sequence[Answer], unanswered: Unanswered = "official", damaged: Unanswered = "official",
+           cannot: Mapping[str, str] | None = None) -> "Report":
         """Grade answers; what has none, or was never asked, stays out where its policy says so. Raises ValueError if none is left."""
         left_out = [status for status, policy in (("error", unanswered), ("damaged", damaged)) if policy == "left_out"]
         taken = [answer for answer in answers if answer.status not in left_out]
@@ -59,7 +62,7 @@ class Report:
             key = "data.damaged" if damaged == "left_out" else "module.unanswered"
             raise ValueError(f"{key}: must not be left_out where no question has an answer; "
                              f"the first says: {answers[0].note if answers else 'there is no question'}")
-        return cls([grade(answer, unanswered, damaged) for answer in taken], unanswered)
+        return cls([grade(answer, unanswered, damaged) for answer in taken], unanswered, cannot or {})
 
     @property
     def rules(self) -> list[str]:
@@ -95,8 +98,13 @@ class Report:
 
     def score_rows(self) -> list[tuple[Any, ...]]:
         """Return a row of SCORE_COLUMNS for each rule and each average, attribute and task; percents."""
-        return [(rule, kind, name, round(part.right, 6), part.count, *(round(100 * x, 4) for x in (part.value, part.low, part.high)))
+        return [(rule, kind, name, round(part.right, 6), part.count, *(round(100 * x, 4) for x in (part.value, part.low, part.high)),
+                 self.note(name) if kind == "task" else "")
                 for rule in self.rules for (kind, name), part in self.shares(rule).items()]
+
+    def note(self, task: str) -> str:
+        """Say that a task's scores measure nothing, and why; empty where they do measure."""
+        return f"{NOT_MEASURABLE}: {self.cannot[task]}" if task in self.cannot else ""
 
     def question_rows(self) -> list[tuple[Any, ...]]:
         """Return a row of QUESTION_COLUMNS a question."""

@@ -1,14 +1,16 @@
 """The small model in conversation: what it hears in questions, and its replies."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datamodules.av_questions import Audio, Question
-from lightning_modules.av_odyssey.adapter import Reply
+from datamodules.av_tasks import SPATIAL
+from lightning_modules.av_odyssey.adapter import MONO, Check, Reply
+from lightning_modules.av_odyssey.checks import loudness_is_kept
 from lightning_modules.av_odyssey.hearing import Encoder, Frames, frames_of, mel_filters
 from lightning_modules.av_odyssey.small import SmallModel
 from lightning_modules.av_odyssey.words import padded, prompt_of, text_of
@@ -40,7 +42,7 @@ def vectors_of(encoder: Encoder, questions: Sequence[Question], filters: Tensor,
 class SmallAdapter:
     """The small model behind the contract of adapters; it hears in mono, and levels as they are."""
 
-    cannot = frozenset({"Audio 3D Angle Estimation", "Audio Distance Estimation"})
+    cannot: Mapping[str, str] = dict.fromkeys(SPATIAL, MONO)
 
     def __init__(self, model: SmallModel, device: torch.device) -> None:
         self.model, self.device, self.filters = model, device, mel_filters()
@@ -48,6 +50,10 @@ class SmallAdapter:
         for name, value in sorted(model.state_dict().items()):
             content.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         self.identity = f"small {content.hexdigest()}"
+
+    def checks(self) -> list[Check]:
+        """Check that the front end keeps loudness."""
+        return [loudness_is_kept(lambda audio: frames_of([audio], self.filters).values.numpy())]
 
     def replies(self, questions: Sequence[Question]) -> list[Reply]:
         """Reply by the likeliest words."""

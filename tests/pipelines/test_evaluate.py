@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+from lightning_modules.base import Table
+from pipelines.describe import printed_tables
+from pipelines.evaluate import _shared_out
+
 WORDS = ["trainer.max_steps=6", "trainer.val_every_n_steps=4", "run.name=run"]
 
 
@@ -61,6 +65,24 @@ def test_a_run_without_a_whole_checkpoint_is_refused(here, trained, tmp_path):
     done = here("evaluate", f"run={tmp_path}/run")
     assert done.returncode == 2
     assert "holds no checkpoint yet" in done.stderr
+
+
+@pytest.mark.parametrize(("words", "added"), [
+    (["method=x", "trainer.devices=2"], ["strategy=ddp"]),
+    (["method=x", "trainer.num_nodes=3"], ["strategy=ddp"]),
+    (["method=x", "trainer.devices=1"], []),
+    (["method=x"], []),
+    (["method=x", "trainer.devices=2", "strategy=fsdp"], []),
+    (["experiment=x", "trainer.devices=2"], []),
+])
+def test_an_examination_on_several_processes_is_shared_out_by_ddp_unless_the_words_say_otherwise(words, added):
+    assert _shared_out(words) == [*words, *added]
+
+
+def test_only_tables_that_are_meant_for_the_terminal_are_printed(capsys):
+    printed_tables({"a": Table(("name", "count"), [("loud", 7), ("soft", 12)], printed=True), "b": Table(("other",), [("x",)])})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["name", "count"], ["loud", "7"], ["soft", "12"]]
 
 
 def test_weights_decide_the_figures(here, trained, tmp_path):

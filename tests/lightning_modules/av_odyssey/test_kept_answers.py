@@ -19,7 +19,7 @@ ITEMS = [item_of(index, question, "synthetic") for index, question in enumerate(
 class Counting:
     """Adds up what `truth` says, right or wrong by the question's number; fails where it is told to."""
 
-    cannot, identity = frozenset(), "counting"
+    cannot, identity = {}, "counting"
 
     def __init__(self, fails=()):
         self.fails, self.asked = fails, []
