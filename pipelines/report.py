@@ -108,7 +108,8 @@ def write(tables: list[tuple[str, list[str], list[list[str]]]], found: Sequence[
     picture = "<img src='curves.png' alt='curves'>" if drawn else ""
     listed = "".join(f"<li>{html.escape(line)}</li>" for line in runs)
     (folder / "report.html").write_text("<!doctype html><meta charset='utf-8'><title>Report</title>"
-                                        f"{overview.STYLE}<h1>Report</h1>{''.join(parts)}{picture}<h2>Runs</h2><ul>{listed}</ul>\n", encoding="utf-8")
+                                        f"{overview.STYLE}<h1>Report</h1>{''.join(parts)}{picture}"
+                                        f"<h2>Runs</h2><ul>{listed}</ul>\n", encoding="utf-8")
     print(f"written: {folder / 'report.md'}, report.html" + (", curves.png" if drawn else ""))
 
 
