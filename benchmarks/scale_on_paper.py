@@ -82,7 +82,8 @@ def rows(setting: Setting, options: argparse.Namespace) -> Iterable[list[str]]:
                      "SVD": plan.svd * own / whole * options.svd_seconds / setting.gap}
             reached, wall = efficiency(compute, costs)
             times = (f"{1000 * cost:.0f}" for cost in (compute, *costs.values()))
-            yield [setting.size.upper(), name, f"{world_size:,}", *times, f"{reached:.0%}", wall, f"{setting.tokens * world_size / 131072:.1f}"]
+            yield [setting.size.upper(), name, f"{world_size:,}", *times, f"{reached:.0%}", wall,
+                   f"{setting.tokens * world_size / 131072:.1f}"]
 
 
 def main() -> None:
