@@ -19,7 +19,7 @@ demo: $(METHODS:%=$(DEMO)/%.done)
 
 $(DEMO)/%.done: | $(VENV)/ready
 	@echo "demo: $*"
-	@$(BIN)/fivefold train $(or $(demo-$*),method=$*) logger=csv run.root=$(DEMO) run.name=$* run.resume=auto \
+	@grep -qs '"status": "finished"' $(DEMO)/$*/run.json || $(BIN)/fivefold train $(or $(demo-$*),method=$*) logger=csv run.root=$(DEMO) run.name=$* run.resume=auto \
 		|| { echo "demo: $* stopped, for the reason above; make demo goes on with it" >&2; exit 1; }
 	@touch $@
 
