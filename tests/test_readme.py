@@ -126,10 +126,11 @@ def test_experiments_and_links_that_the_readme_names_exist():
 
 
 @pytest.mark.parametrize("line", DOCUMENTED)
-def test_commands_of_the_pages_that_the_readme_does_not_show_are_trainings_that_compose(here, line):
+def test_commands_of_the_pages_that_the_readme_does_not_show_compose(here, line):
+    """Trainings, and examinations, which take the settings of a training."""
     words = words_of(line)
-    assert words[:2] == ["fivefold", "train"]
-    done = here(*words[1:], *([] if "--help" in words else ["--cfg"]))
+    assert words[:2] == ["fivefold", "train"] or (words[:2] == ["fivefold", "evaluate"] and words[2].startswith("method="))
+    done = here("train", *words[2:], *([] if "--help" in words else ["--cfg"]))
     assert done.returncode == 0, done.stderr
 
 
