@@ -66,7 +66,7 @@ class NonFinite(Callback):
             if not self._training:
                 return
             for tensor in floats(output):
-                if not finite(tensor):
+                if not finite(tensor, masked=True):
                     raise FloatingPointError(f"step {self._step}: the output of {name} ({type(layer).__name__}) is not finite; "
                                              f"{cause(layer, inputs)}")
                 if tensor.requires_grad and not self.scaled:
@@ -90,14 +90,15 @@ def floats(values: Any) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def finite(tensor: Tensor) -> bool:
-    """Tell whether no number of a tensor is inf or NaN."""
-    return bool(tensor.detach().isfinite().all())
+def finite(tensor: Tensor, masked: bool = False) -> bool:
+    """Tell whether no number of a tensor is inf or NaN; where it may be `masked`, -inf is what masks, as in logits of closed classes."""
+    known = tensor.detach()
+    return bool((known.isfinite() | known.isneginf() if masked else known.isfinite()).all())
 
 
 def cause(layer: nn.Module, inputs: tuple[Any, ...]) -> str:
     """Say what a layer was given: its inputs, and its own weights."""
-    if not all(map(finite, floats(inputs))):
+    if not all(finite(tensor, masked=True) for tensor in floats(inputs)):
         return "its input is not either"
     bad = [name for name, weight in layer.named_parameters(recurse=False) if not finite(weight)]
     return f"its {bad[0]} is not either" if bad else "its input and weights are"
