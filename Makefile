@@ -4,11 +4,27 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo docs test lint bench clean
+.SECONDARY:
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/ready
-	$(BIN)/fivefold train experiment=quickstart run.root=$(CURDIR)/runs
+# All methods, one after another, then one page. A method that is done leaves NAME.done, so that `make demo` again goes on after the last;
+# the one that was interrupted goes on from its newest checkpoint.
+METHODS := fira kpod freekd otgnet av_odyssey
+DEMO := $(CURDIR)/runs/demo
+demo-fira := experiment=quickstart
+
+demo: $(METHODS:%=$(DEMO)/%.done)
+	$(BIN)/fivefold report $(DEMO) to=$(DEMO)
+
+$(DEMO)/%.done: | $(VENV)/ready
+	@echo "demo: $*"
+	@grep -qs '"status": "finished"' $(DEMO)/$*/run.json || $(BIN)/fivefold train $(or $(demo-$*),method=$*) logger=csv run.root=$(DEMO) run.name=$* run.resume=auto \
+		|| { echo "demo: $* stopped, for the reason above; make demo goes on with it" >&2; exit 1; }
+	@touch $@
+
+docs: $(VENV)/ready-docs
+	$(BIN)/mkdocs build --strict
 
 # One thread a process: tests start several processes, and more threads than cores would wait for each other.
 test: export OMP_NUM_THREADS ?= 1
@@ -46,5 +62,10 @@ $(VENV)/ready-bench: $(VENV)/ready-dev
 	$(PIP) --no-build-isolation -e .[bench]
 	touch $@
 
+# The pages alone need neither torch nor this package.
+$(VENV)/ready-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) mkdocs mkdocs-material  # the extra `docs`
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

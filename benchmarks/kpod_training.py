@@ -91,10 +91,11 @@ def our_turn(root: str, cache: Path, folder: Path, steps: int) -> Watch:
     from pipelines.config import compose
 
     section = [f"data.{name}={value}" for name, value in data_section(root, cache).items()]
-    config = compose(["method=kpod", "optim=adamw", "logger=csv", *section, f"optim.lr={LEARNING_RATE}", "optim.schedule.name=constant",
-                      "optim.schedule.warmup=0", "module.token_weights=off", "module.progressive=false", f"trainer.max_steps={steps}",
-                      f"trainer.gradient_clip_val={CLIP}", "trainer.limit_val_batches=0", "trainer.log_every_n_steps=10",
-                      "trainer.precision=32-true", "trainer.threads=1", f"trainer.accelerator={DEVICE.type.replace('cuda', 'gpu')}"])
+    config = compose([
+        "method=kpod", "module.student=tiny", "optim=adamw", "logger=csv", *section, f"optim.lr={LEARNING_RATE}",
+        "optim.schedule.name=constant", "optim.schedule.warmup=0", "module.token_weights=off", "module.progressive=false",
+        f"trainer.max_steps={steps}", f"trainer.gradient_clip_val={CLIP}", "trainer.limit_val_batches=0", "trainer.log_every_n_steps=10",
+        "trainer.precision=32-true", "trainer.threads=1", f"trainer.accelerator={DEVICE.type.replace('cuda', 'gpu')}"])
     folder.mkdir()
     built, watch = build(config, folder), Watch()
     built.trainer.callbacks.append(watch)

@@ -1,7 +1,7 @@
 """A question about sounds and pictures, whatever it was read from, and its prompt with the media where their tags stand."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -71,6 +71,22 @@ class Question:
     def mix(self) -> str:
         """Name what a model is shown, as in "4 img + 1 audio"."""
         return mix_of(self.media)
+
+
+class MadeQuestions(Sequence[Question]):
+    """Questions that are made when they are asked for, each by its number alone; a set of them says how, and how many."""
+
+    def made(self, number: int) -> Question:
+        """Make question `number`, counted from 0."""
+        raise NotImplementedError
+
+    def __getitem__(self, index):  # noqa: ANN001, ANN204
+        """Make question `index`, or those of a slice."""
+        if isinstance(index, slice):
+            return [self.made(number) for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.made(index)
 
 
 def mix_of(tags: Mapping[str, Any]) -> str:

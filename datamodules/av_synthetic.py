@@ -4,11 +4,11 @@ They have the shape of the benchmark's (ids, tags, ordinal options, four channel
 the whole path runs where no data are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from datamodules.av_questions import LETTERS, Audio, Medium, Picture, Question, Video
+from datamodules.av_questions import LETTERS, Audio, MadeQuestions, Medium, Picture, Question, Video
 from datamodules.av_tasks import MATCHING, MIX_OF_TASK, SPATIAL, TASKS
 
 RATE = 16_000  # Hz
@@ -17,7 +17,7 @@ COUNTS = 6  # sounds, dots or flashes: 1 to COUNTS
 ORDINALS = ("first", "second", "third", "fourth")
 
 
-class SyntheticQuestions(Sequence[Question]):
+class SyntheticQuestions(MadeQuestions):
     """`each` questions of every task, in an order that goes through the tasks; question `i` depends on the seed and `i` alone."""
 
     def __init__(self, seed: int, each: int) -> None:
@@ -26,12 +26,8 @@ class SyntheticQuestions(Sequence[Question]):
     def __len__(self) -> int:
         return self.each * len(TASKS)
 
-    def __getitem__(self, index):  # noqa: ANN001, ANN204
+    def made(self, index: int) -> Question:
         """Make question `index`."""
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         number, task_id = index // len(TASKS) + 1, index % len(TASKS) + 1
         return synthetic(task_id, number, np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, task_id, number]))))
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.av_plan import TOKENS_A_SECOND
-from datamodules.av_questions import LETTERS, Audio, Question
+from datamodules.av_questions import LETTERS, Audio, MadeQuestions, Question
 
 Profile = Literal["paper", "paper_clipped", "hard", "mixed", "varied", "noise", "timbre", "confound"]
 Control = Literal["none", "silent", "shuffled", "single_clip", "swapped"]
@@ -85,7 +85,7 @@ class Rendered(Mapping[str, Audio]):
         return {tag: sound.total * TOKENS_A_SECOND for tag, sound in self.sounds.items()}
 
 
-class DeafTest(Sequence[Question]):
+class DeafTest(MadeQuestions):
     """`each` questions of every task, task after task in turns; question i depends on seed, split and i alone."""
 
     def __init__(self, seed: int, split: Split, each: int, profile: Profile = "hard", control: Control = "none") -> None:
@@ -94,12 +94,8 @@ class DeafTest(Sequence[Question]):
     def __len__(self) -> int:
         return self.each * len(TASKS)
 
-    def __getitem__(self, index):  # noqa: ANN001, ANN204
+    def made(self, index: int) -> Question:
         """Make question `index`."""
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         number, task = index // len(TASKS), TASKS[index % len(TASKS)]
         question = make(self.generator(task, number), task, self._profile(number), f"{FIRST_ID + TASKS.index(task)}_{number + 1}")
         return controlled(question, self.control, lambda: self.generator(task, number + self.each))

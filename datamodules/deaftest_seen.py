@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from datamodules.av_plan import PIXELS_A_TOKEN, TOKENS_A_SECOND
-from datamodules.av_questions import LETTERS, Audio, Medium, Picture, Question
+from datamodules.av_questions import LETTERS, Audio, MadeQuestions, Medium, Picture, Question
 from datamodules.av_synthetic import ORDINALS
 from datamodules.deaftest import RATE, SPLITS, Sound, Split, rendered
 
@@ -72,7 +72,7 @@ class Made(Mapping[str, Medium]):
                 for tag, plan in self.plans.items()}
 
 
-class SeenDeafTest(Sequence[Question]):
+class SeenDeafTest(MadeQuestions):
     """`each` questions of every task, tasks and both forms in turns; question i depends on seed, split, profile and i alone."""
 
     def __init__(self, seed: int, split: Split, each: int, profile: SeenProfile = "paper") -> None:
@@ -81,12 +81,8 @@ class SeenDeafTest(Sequence[Question]):
     def __len__(self) -> int:
         return self.each * len(TASKS)
 
-    def __getitem__(self, index):  # noqa: ANN001, ANN204
+    def made(self, index: int) -> Question:
         """Make question `index`."""
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         number, place = index // len(TASKS), index % len(TASKS)
         words = [self.seed, SPLITS.index(self.split), FIRST_ID + place, number, int(self.profile == "hard")]
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))

@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -255,13 +254,9 @@ class FiraData(L.LightningDataModule):
     def train_dataloader(self) -> Any:
         """Batches in a seeded order that a checkpoint restores exactly."""
         rank, world_size = place()
-        overfit = getattr(self.trainer, "overfit_batches", 0)
         if self._text:
-            stream = StreamLoader(self._text, self.config.batch_size, self.config.stream_epoch, self.config.workers, rank, world_size)
-            return list(islice(stream, overfit)) if overfit else stream
+            return StreamLoader(self._text, self.config.batch_size, self.config.stream_epoch, self.config.workers, rank, world_size)
         blocks = self._blocks("train")
-        if overfit:
-            return held_out_loader(blocks, self.config.batch_size, rank, world_size)  # the same batches in every epoch
         order = TrainingOrder(len(blocks), self.config.batch_size, self.seed, rank, world_size)
         return TrainingLoader(blocks, order, self.config.workers)
 

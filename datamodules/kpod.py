@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -281,9 +280,7 @@ class KpodData(L.LightningDataModule):
     def train_dataloader(self) -> Any:
         """Batches in a seeded order that a checkpoint restores exactly."""
         order = CurriculumOrder(self.curriculum, self.config.batch_size, self.seed, *place(), self.accumulate, self._epoch_batches)
-        loader = CurriculumLoader(TrainingBatches(self.curriculum, self.form), order, self.config.workers)
-        overfit = getattr(self.trainer, "overfit_batches", 0)
-        return list(islice(loader, overfit)) if overfit else loader  # the same batches in every epoch
+        return CurriculumLoader(TrainingBatches(self.curriculum, self.form), order, self.config.workers)
 
     def val_dataloader(self) -> list[DataLoader]:
         """All held-out questions for generation; then, if any has a rationale, those for the loss of the whole rationale.

@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,19 +26,22 @@ class Job:
     config: RunConfig
 
 
-def script(job: Job) -> str:
-    """Write the batch script: options, variables, and slurm/train.sbatch as it is."""
+def script(job: Job, file: str = "train.sbatch", log: str = "log.txt", array: int = 0, more: Mapping[str, str] = {}) -> str:
+    """Write the batch script: options, variables with `more` of them, and `file` of slurm/ as it is; `array` counts copies of the job."""
     cluster = job.config.cluster
-    variables = {"FOLDER": str(job.folder), "PYTHON": cluster.python or ("python3" if cluster.container else sys.executable),
+    variables = {**more, "FOLDER": str(job.folder), "PYTHON": cluster.python or ("python3" if cluster.container else sys.executable),
                  "REQUEUES": str(cluster.requeues), "TRIES": str(cluster.tries)}
-    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options(job)), ""]
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options(job, log, array)), ""]
     lines += [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
-    lines += [f"CONTAINER=({shlex.join(_container(job))})", "", _file("train.sbatch").read_text()]
+    lines += [f"CONTAINER=({shlex.join(_container(job))})", "", _file(file).read_text()]
     return "\n".join(lines)
 
 
-def options(job: Job) -> list[str]:
-    """List the options of sbatch: one task a device, always counted by node, since totals may be spread unevenly."""
+def options(job: Job, log: str = "log.txt", array: int = 0) -> list[str]:
+    """List the options of sbatch: one task a device, always counted by node, since totals may be spread unevenly.
+
+    `log` names a file in the job folder; in it, %a is the number of a copy.
+    """
     trainer, cluster = job.config.trainer, job.config.cluster
     found = [f"--job-name={_quoted(job.folder.name)}", f"--nodes={trainer.num_nodes}", f"--ntasks-per-node={trainer.devices}"]
     if trainer.accelerator != "cpu":
@@ -45,8 +49,9 @@ def options(job: Job) -> list[str]:
         found.append(f"--gpus-per-node={kind}{trainer.devices}")
     sizes = {option: getattr(cluster, key) for key, option in SIZES.items()}
     found += [f"{option}={_quoted(str(value))}" for option, value in sizes.items() if value is not None]
-    found += [f"--output={_quoted(str(job.folder / JOB / 'log.txt'))}", "--open-mode=append", "--requeue",
+    found += [f"--output={_quoted(str(job.folder / JOB / log)).replace('%%a', '%a')}", "--open-mode=append", "--requeue",
               f"--signal=B:USR1@{cluster.margin}", f"--chdir={_quoted(str(Path.cwd()))}"]
+    found += [f"--array=0-{array - 1}"] if array else []
     return found + list(cluster.options)
 
 
@@ -68,8 +73,8 @@ def _container(job: Job) -> list[str]:
     return [f"--container-image={cluster.container}", f"--container-mounts={mounts}"]
 
 
-def snapshot(job: Job) -> Path:
-    """Copy into the run folder all that the job reads, and return its script there; an earlier job's log is kept."""
+def snapshot(job: Job, text: str, file: str = "train.sbatch") -> Path:
+    """Copy into the run folder all that the job reads, `text` as its script, and return that; an earlier job's log is kept."""
     place = job.folder / JOB
     site = Path(job.config.cluster.env).expanduser() if job.config.cluster.env else _file("env.sh")
     if not site.is_file():
@@ -79,8 +84,8 @@ def snapshot(job: Job) -> Path:
         shutil.copytree(SOURCE / package, place / "code" / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     shutil.copyfile(site, place / "env.sh")
     (place / "config.yaml").write_text(to_yaml(job.config))
-    path = place / "train.sbatch"
-    path.write_text(script(job))
+    path = place / file
+    path.write_text(text)
     return path
 
 

@@ -20,7 +20,11 @@ from pipelines.callbacks import Findings, LearningRate, RunRecord, SeedEachBatch
 from pipelines.checkpoints import Checkpoints, WholeFiles
 from pipelines.heap import keep_freed_memory
 from pipelines.logs import set_up_logs
+from pipelines.nonfinite import NonFinite
+from pipelines.out_of_memory import OutOfMemory
+from pipelines.overfit import keep_to
 from pipelines.processes import rank
+from pipelines.profile import StepProfile
 from pipelines.progress import progress_bar
 from pipelines.schema import Component, RunConfig
 from pipelines.slurm import in_job, launcher
@@ -55,6 +59,8 @@ def build(config: RunConfig, folder: Path | None) -> Built:
         keep_freed_memory()
     seed_everything(config.run.seed, workers=True, verbose=False)
     data, module = make_data(config), make_module(config)
+    if config.trainer.overfit_batches:
+        keep_to(data, config.trainer.overfit_batches)
     record, loggers = RunRecord(), _loggers(config, folder)
     return Built(data, module, make_trainer(config, folder, record, loggers), record, loggers)
 
@@ -88,9 +94,10 @@ def make_trainer(config: RunConfig, folder: Path | None, record: RunRecord, logg
         accumulate_grad_batches=t.accumulate_grad_batches, gradient_clip_val=t.gradient_clip_val,
         val_check_interval=every * t.accumulate_grad_batches if every else None,
         check_val_every_n_epoch=None if every else 1,
-        limit_train_batches=t.limit_train_batches, limit_val_batches=t.limit_val_batches,
+        limit_train_batches=t.overfit_batches or t.limit_train_batches,
+        limit_val_batches=t.overfit_batches or None if t.limit_val_batches is None else t.limit_val_batches,
         log_every_n_steps=t.log_every_n_steps, deterministic=t.deterministic, fast_dev_run=t.fast_dev_run,
-        overfit_batches=t.overfit_batches, profiler=t.profiler, use_distributed_sampler=False,
+        profiler=None if t.profiler == "pytorch" else t.profiler, use_distributed_sampler=False,
         default_root_dir=folder, enable_model_summary=False, enable_checkpointing=False,
         num_sanity_val_steps=0 if folder is None else 2, plugins=[WholeFiles(), *_environment()],
         logger=loggers, callbacks=_callbacks(config, folder, record),
@@ -111,8 +118,13 @@ def _environment() -> list[ClusterEnvironment]:
 def _callbacks(config: RunConfig, folder: Path | None, record: RunRecord) -> list[Callback]:
     t = config.trainer
     window = min(max(t.log_every_n_steps * t.accumulate_grad_batches, 2), 100)  # batches between two rows of metrics
-    callbacks: list[Callback] = [record, SeedEachBatch(config.run.seed), LearningRate(), Throughput(window), progress_bar()]
-    return callbacks if folder is None else [*callbacks, Findings(folder), Checkpoints(folder / "checkpoints", config.checkpoint)]
+    callbacks: list[Callback] = [record, SeedEachBatch(config.run.seed), LearningRate(), Throughput(window), progress_bar(),
+                                 NonFinite(t.detect_anomaly and t.devices * t.num_nodes == 1, scaled=t.precision == "16-mixed")]
+    if folder is None:
+        return callbacks
+    debugs = t.detect_anomaly or t.profiler == "pytorch"
+    callbacks += [StepProfile(folder)] if t.profiler == "pytorch" else []
+    return [*callbacks, OutOfMemory(folder, history=debugs), Findings(folder), Checkpoints(folder / "checkpoints", config.checkpoint)]
 
 
 def _loggers(config: RunConfig, folder: Path | None) -> list[Logger]:

@@ -4,6 +4,7 @@ import importlib
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -16,15 +17,21 @@ from pipelines.schema import RunSection
 OURS = ("pipelines", "lightning_modules", "datamodules", "configs")
 HEAVY = ("torch", "lightning", "transformers", "torch_geometric", "omegaconf", "wandb", "datasets", "torchdata")  # import names
 INSTALL = "pip install -c constraints.txt -e ."
+NETWORKS = Path("/sys/class/net")
 Finding = tuple[bool, str, str]  # fine?, subject, what was found
 
 
 def run(argv: list[str]) -> int:
     """Print one line a check; exit status 1 when one failed."""
+    if argv == ["--ranks"]:
+        from pipelines.ranks import check_ranks
+
+        return check_ranks()
     if argv and argv != ["--help"]:
-        raise ConfigError(f"{argv[0]}: doctor takes no words")
+        raise ConfigError(f"{argv[0]}: doctor takes no words but --ranks")
     if argv:
-        print("fivefold doctor\n\nChecks Python, packages, devices, W&B and folders, and says what to mend.")
+        print("fivefold doctor [--ranks]\n\nChecks Python, packages, devices, the network between them, Slurm, W&B and folders, and says "
+              "what to mend.\n  --ranks  started by srun or torchrun: do the processes of a job meet, add up right, and how fast?")
         return 0
     findings = (finding for check in CHECKS for finding in _guarded(check))
     worst = 0
@@ -107,6 +114,52 @@ def _processes() -> Iterator[Finding]:
     yield bool(backends), "process groups", ", ".join(backends) or "none: this torch cannot run several processes; install another build"
 
 
+def _interconnect() -> Iterator[Finding]:
+    """Tell by what GPUs of this machine reach each other, and by what this machine reaches others."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count > 1:
+        apart = [f"{a}-{b}" for a in range(count) for b in range(a + 1, count) if not torch.cuda.can_device_access_peer(a, b)]
+        slow = f"; pairs without direct access: {', '.join(apart)}, which go through the host" if apart else ""
+        pairs = count * (count - 1) // 2
+        yield True, "GPU to GPU", f"{pairs - len(apart)} of {pairs} pairs reach each other directly{slow}"
+    adapters = fast_adapters()
+    if count or adapters:
+        version = ".".join(map(str, torch.cuda.nccl.version())) if count and torch.distributed.is_nccl_available() else "no NCCL"
+        yield True, "NCCL", f"{version}; {', '.join(adapters) or 'no InfiniBand or RoCE adapter, so nodes talk by TCP'}"
+    chosen = os.environ.get("NCCL_SOCKET_IFNAME") or os.environ.get("GLOO_SOCKET_IFNAME")
+    there = [path.name for path in NETWORKS.iterdir()] if NETWORKS.is_dir() else []
+    if chosen and there and not any(name.startswith(chosen.lstrip("^=")) for name in there):
+        yield False, "network", f"NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME names {chosen}, but there are {', '.join(sorted(there))}"
+
+
+def fast_adapters(place: Path = Path("/sys/class/infiniband")) -> list[str]:
+    """List the InfiniBand and RoCE adapters with the state and rate of their ports, as Linux shows them."""
+    def read(file: Path) -> str:
+        return file.read_text().strip().rpartition(": ")[2] if file.is_file() else "?"
+
+    return [f"{port.parent.parent.name} {read(port / 'state').lower()} {read(port / 'rate')}" for port in sorted(place.glob("*/ports/*"))]
+
+
+def _slurm() -> Iterator[Finding]:
+    """Ask the cluster that this machine belongs to, if any, for its partitions."""
+    if shutil.which("sinfo") is None:
+        yield True, "Slurm", "none on this machine; fivefold submit works on a login node"
+        return
+    done = subprocess.run(["sinfo", "--noheader", "--format=%R %D %l"], capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        yield True, "Slurm", f"installed, but no cluster answers ({reason}); fivefold submit works on a login node"
+        return
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip()]
+    nodes: dict[str, int] = {}
+    for name, count, _ in rows:
+        nodes[name] = nodes.get(name, 0) + int(count)
+    limits = {name: limit for name, _, limit in rows}
+    yield bool(rows), "Slurm", "; ".join(f"{name}: {count} nodes, limit {limits[name]}" for name, count in nodes.items()) or "no partitions"
+
+
 def _tracking() -> Iterator[Finding]:
     from pipelines.tracking import wandb_mode
 
@@ -126,4 +179,4 @@ def _folders() -> Iterator[Finding]:
         yield not bad, f"{subject} folder", f"{folder}, {free:,.0f} GB free{bad}"
 
 
-CHECKS = (_python, _shadows, _requirements, _imports, _devices, _processes, _tracking, _folders)
+CHECKS = (_python, _shadows, _requirements, _imports, _devices, _processes, _interconnect, _slurm, _tracking, _folders)

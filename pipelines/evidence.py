@@ -34,6 +34,10 @@ class Run:
         return int(self.record.get("seed", 1))
 
     @property
+    def method(self) -> str:
+        return str(self.record.get("method"))
+
+    @property
     def results(self) -> dict[str, float]:
         return {key: value for key, value in self.record.get("results", {}).items() if isinstance(value, int | float)}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines import describe
+from pipelines import describe, overview
 from pipelines.config import ConfigError, split_flags
 
 FLAGS = ("--help",)
@@ -17,7 +17,9 @@ fivefold report diff RUN RUN
 Gathers the finished runs in each FOLDER (default ~/fivefold-runs), those of a group and with the settings that are named; puts runs
 together that differ in their seeds only; prints means with Student's 95 % intervals, and paired differences from the contender
 whose name holds the text of `against` (default: the first), with the p-values of the paired t and Wilcoxon's test. report.md,
-report.html and curves.png go to the folder `to` (default: the current one). diff tells in what two runs differ."""
+report.html and curves.png go to the folder `to` (default: the current one). Of runs of several methods, which share no scale, the page has
+a section a method instead, with figures, pictures and folders; metric= or against= compares them all the same. diff tells in what two
+runs differ."""
 
 
 def run(argv: list[str]) -> int:
@@ -44,6 +46,8 @@ def gather(words: list[str]) -> int:
     runs = finished_runs(roots, wanted)
     if not runs:
         raise ConfigError(f"report: no finished run in {', '.join(map(str, roots))}" + (f" with {wanted}" if wanted else ""))
+    if len({run.method for run in runs}) > 1 and not metrics and not against:
+        return overview.write(runs, to)
     found = contenders(runs)
     metrics = shared_metrics(found, metrics)
     if not metrics:
@@ -97,28 +101,16 @@ def write(tables: list[tuple[str, list[str], list[list[str]]]], found: Sequence[
     drawn = draw_curves({metric: {name: one for name, one in by.items() if len(one[0]) > 1} for metric, by in curves.items()},
                         folder / "curves.png")
     runs = [f"{contender.name}: {', '.join(str(run.folder) for run in contender.runs)}" for contender in found]
-    page = "\n\n".join([*(f"## {metric}\n\n{_markdown(header, body)}" for metric, header, body in tables),
+    page = "\n\n".join([*(f"## {metric}\n\n{overview.markdown(header, body)}" for metric, header, body in tables),
                         *(["![curves](curves.png)"] if drawn else []), "## Runs", *(f"- {line}" for line in runs)])
     (folder / "report.md").write_text(f"# Report\n\n{page}\n", encoding="utf-8")
-    parts = [f"<h2>{html.escape(metric)}</h2>{_html(header, body)}" for metric, header, body in tables]
+    parts = [f"<h2>{html.escape(metric)}</h2>{overview.table(header, body)}" for metric, header, body in tables]
     picture = "<img src='curves.png' alt='curves'>" if drawn else ""
     listed = "".join(f"<li>{html.escape(line)}</li>" for line in runs)
-    (folder / "report.html").write_text(f"<!doctype html><meta charset='utf-8'><title>Report</title>{STYLE}<h1>Report</h1>{''.join(parts)}"
-                                        f"{picture}<h2>Runs</h2><ul>{listed}</ul>\n", encoding="utf-8")
+    (folder / "report.html").write_text("<!doctype html><meta charset='utf-8'><title>Report</title>"
+                                        f"{overview.STYLE}<h1>Report</h1>{''.join(parts)}{picture}"
+                                        f"<h2>Runs</h2><ul>{listed}</ul>\n", encoding="utf-8")
     print(f"written: {folder / 'report.md'}, report.html" + (", curves.png" if drawn else ""))
-
-
-STYLE = "<style>body{font-family:sans-serif;margin:2em}td,th{padding:.2em .8em;text-align:right}td:first-child{text-align:left}</style>"
-
-
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *body))
-
-
-def _html(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    cells = [("th", header), *(("td", row) for row in body)]
-    lines = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in cells]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def differences(words: list[str]) -> int:

@@ -16,6 +16,7 @@ from pipelines.runs import JOB, newest_checkpoint, read_record, step_of
 from pipelines.slurm import in_job
 
 NOTE = "FIVEFOLD_REQUEUE"  # in the environment of a job: where the note goes
+FINISHED = 3  # exit status by which slurm/train.sbatch learns that nothing is left to do
 WAIT = 180.0  # seconds in which processes of an earlier start, on a node that Slurm has lost, must have ended
 
 
@@ -62,7 +63,9 @@ def wait_for_others(folder: Path, seconds: float) -> bool:
 
 
 def main(folder: Path, tries: int) -> int:
-    """Return 0 if a job may start its processes, and 1 with a line that says why not."""
+    """Return 0 if a job may start its processes, FINISHED if its run has ended well, and 1 with a line that says why not."""
+    if read_record(folder).get("status") == "finished":  # the job was queued again between the end of its run and its own
+        return FINISHED
     count = stalled(folder)
     if count >= tries:
         print(f"error: given up: {count} starts in a row began at the same step and saved nothing after it (cluster.tries={tries}). "

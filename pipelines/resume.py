@@ -14,6 +14,7 @@ from pipelines.schema import RunConfig
 LENGTH = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
 SILENT = ("run.", "logger.", "cluster.")
 MAY_CHANGE = (*LENGTH, *SILENT, "checkpoint.", "trainer.accelerator", "trainer.threads", "trainer.keep_memory", "trainer.profiler",
+              "trainer.detect_anomaly",
               "trainer.log_every_n_steps", "trainer.val_every_n_steps", "trainer.limit_val_batches", "data.workers", "data.cache",
               "strategy.", "trainer.devices", "trainer.num_nodes", "data.batch_size")  # the same run on other processes
 

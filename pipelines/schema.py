@@ -81,9 +81,11 @@ class TrainerSection:
     fast_dev_run: bool = False
     """one batch of everything, nothing saved: does it run at all?"""
     overfit_batches: int = 0
-    """train and validate on this many batches only; 0: off"""
+    """train on the first so many batches again and again, and validate on as many; 0: off"""
     profiler: Literal["simple", "advanced", "pytorch"] | None = None
-    """Lightning profiler to run"""
+    """pytorch: some steps as a table and a trace in the run folder; simple, advanced: those of Lightning"""
+    detect_anomaly: bool = False
+    """on one process: watch every layer, forward and backward, and name the first that gives inf or NaN; slow"""
     threads: int | None = None
     """CPU threads of torch in each process; None: torch's own choice"""
     keep_memory: bool = False
@@ -106,6 +108,8 @@ class TrainerSection:
             names = ("max_steps", "max_epochs", "val_every_n_steps", "limit_train_batches", "limit_val_batches", "overfit_batches")
             return dict.fromkeys(names, "fast_dev_run takes one batch of everything")
         idle = {"keep_memory": "accelerator=gpu trains on no CPU"} if self.accelerator == "gpu" else {}
+        if self.devices * self.num_nodes > 1:
+            idle["detect_anomaly"] = "it watches one process; of several, the others would wait for the one that stops"
         return idle | ({"val_every_n_steps": "limit_val_batches=0 means no validation"} if self.limit_val_batches == 0 else {})
 
 

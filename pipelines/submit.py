@@ -150,20 +150,28 @@ def _queue(job: Job) -> int:
         raise ConfigError(f"submit: {reason}. Go to a login node of a Slurm cluster, or add --dry-run to see the script")
     new, record = not job.folder.exists(), job.folder / RECORD
     before = None if new or not record.exists() else record.read_text()
-    path = snapshot(job)
+    path = snapshot(job, script(job))
     queue_record(job.config, job.folder, command_line())  # now: a job that starts at once writes it, too
-    done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, timeout=120, env=_clean())
-    if done.returncode != 0:
+    try:
+        number = hand_over(path)
+    except ConfigError:
         if new:
             shutil.rmtree(job.folder)
         elif before is not None:
             record.write_text(before)
-        raise ConfigError(f"submit: sbatch says: {_last_line(done)}")
-    number = done.stdout.strip().splitlines()[-1].partition(";")[0]
+        raise
     (job.folder / JOB / NUMBER).write_text(number)
     for line in (f"job {number} is queued", *_checks(job), f"log: {job.folder / JOB / 'log.txt'}"):
         print(line)
     return 0
+
+
+def hand_over(path: Path) -> str:
+    """Give a script to sbatch and return the number of the job; ConfigError with what sbatch says against it."""
+    done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, timeout=120, env=_clean())
+    if done.returncode != 0:
+        raise ConfigError(f"submit: sbatch says: {_last_line(done)}")
+    return done.stdout.strip().splitlines()[-1].partition(";")[0]
 
 
 def _clean() -> dict[str, str]:

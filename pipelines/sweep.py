@@ -10,14 +10,15 @@ from pipelines.config import ConfigError, compose, split_flags
 from pipelines.describe import sweep_table
 from pipelines.schema import RunConfig
 
-FLAGS = ("--help", "--local", "--dry-run")
-HELP = """fivefold sweep NAME [--trials N] [--local [--parallel P] [--seed S]] [--dry-run] [section.key=value …]
+FLAGS = ("--help", "--local", "--slurm", "--dry-run")
+HELP = """fivefold sweep NAME [--trials N] [--local [--parallel P] [--seed S] | --slurm [--array N]] [--dry-run] [section.key=value …]
 
 NAME is a file of configs/sweep/, or the path of another. Without a flag, the sweep is made on W&B's server and an agent works on it
 here; sweep=ENTITY/PROJECT/ID joins one that is there. --local searches without any server, P trials side by side; the same command
-goes on with a sweep that was interrupted. --dry-run checks every value that may be drawn and starts nothing. Other words are added
-to every training command; run.root and run.name say where a local sweep lies."""
-OWN = {"trials": None, "parallel": 1, "seed": 1}  # the sweep's own numbers, --trials 4 or trials=4, and their defaults
+goes on with a sweep that was interrupted. --slurm queues N agents in Slurm, each of which starts its trials on trainer.num_nodes x
+trainer.devices processes and is queued again as a run is. --dry-run checks every value that may be drawn and starts nothing. Other words
+are added to every training command; run.root and run.name say where a local sweep lies."""
+OWN = {"trials": None, "parallel": 1, "seed": 1, "array": 1}  # numbers of the sweep itself, --trials 4 or trials=4, and their defaults
 
 
 def run(argv: list[str]) -> int:
@@ -32,6 +33,10 @@ def run(argv: list[str]) -> int:
     from pipelines.search import read_sweep
 
     sweep = read_sweep(name).under(rest)
+    if "--slurm" in flags:
+        from pipelines.agents import in_slurm
+
+        return in_slurm(sweep, numbers, rest, dry="--dry-run" in flags)
     config = check(sweep, rest)
     if "--dry-run" in flags:
         print(f"{sweep.label}: {len(sweep.corners())} commands compose; the first: fivefold train {' '.join(sweep.corners()[0])}")
@@ -152,6 +157,13 @@ def draw(study: Any, sweep: Any, picture: Path) -> None:
 
 def online(sweep: Any, config: RunConfig, trials: int | None, rest: list[str]) -> int:
     """Make the sweep on W&B's server, with the words that are added, and work on it."""
+    path = made_online(sweep, config, rest)
+    print(f"other machines join with: fivefold sweep sweep={path}", flush=True)
+    return agent(path, trials)
+
+
+def made_online(sweep: Any, config: RunConfig, rest: list[str]) -> str:
+    """Make a sweep on W&B's server and return its path there."""
     import wandb
 
     from pipelines.tracking import logged_in
@@ -159,9 +171,7 @@ def online(sweep: Any, config: RunConfig, trials: int | None, rest: list[str]) -
     if not logged_in():
         raise ConfigError("sweep: W&B is not logged in; run wandb login, or search here with --local")
     made = wandb.sweep(sweep.for_wandb(rest), entity=config.logger.entity, project=config.logger.project)
-    path = "/".join(filter(None, (config.logger.entity, config.logger.project, made)))
-    print(f"other machines join with: fivefold sweep sweep={path}", flush=True)
-    return agent(path, trials)
+    return "/".join(filter(None, (config.logger.entity, config.logger.project, made)))
 
 
 def agent(path: str, trials: int | None) -> int:

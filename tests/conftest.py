@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.processes import MARK
+
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
@@ -21,6 +23,7 @@ def fivefold_in():
     """Run the command line in a process of its own, from a given folder."""
 
     def start(folder: Path, *words: str, wait: bool = True, env: dict | None = None):
+        os.environ.pop(MARK, None)  # what is started here is a launch of its own, whatever this process has trained before
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_SILENT": "true", **(env or {})}
         command = [sys.executable, "-P", "-m", "pipelines", *words]
         if not wait:

@@ -1,6 +1,7 @@
 """What two runs must have in common to be called the same."""
 
 import csv
+import json
 import warnings
 
 import torch
@@ -31,6 +32,12 @@ def assert_same(one, two, path="checkpoint"):
             assert_same(a, b, f"{path}.{number}")
     else:
         assert one == two, path
+
+
+def kept(folder):
+    """List the questions whose answers are whole on disk."""
+    return [json.loads(line)["id"] for part in sorted((folder / "parts").glob("*.jsonl")) for line in part.read_text().splitlines(True)
+            if line.endswith("\n")]
 
 
 def rows(folder):

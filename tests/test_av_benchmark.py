@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules.av_synthetic import SyntheticQuestions
+from tests.exactness import kept
 
 QUESTIONS = list(SyntheticQuestions(seed=1, each=1))
 BEGINNING = ["evaluate", "method=av_odyssey", "data.source=synthetic", "data.questions=1", "logger=csv", "trainer.accelerator=cpu",
@@ -77,11 +78,6 @@ def test_replay_without_a_file_is_refused_in_one_line(here, tmp_path):
 
 
 OMNI = [*BEGINNING, "module.adapter=qwen2_5_omni", "module.size=tiny", "module.omni.new_tokens=4", "data.eval_batch_size=1"]
-
-
-def kept(folder):
-    return [json.loads(line)["id"] for part in sorted((folder / "parts").glob("*.jsonl")) for line in part.read_text().splitlines(True)
-            if line.endswith("\n")]
 
 
 @pytest.mark.slow

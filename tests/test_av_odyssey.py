@@ -1,6 +1,5 @@
 """AV-Odyssey's method in the launcher: examinations that are cut off go on anywhere, and the small model trains alike on two processes."""
 
-import json
 import signal
 import time
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from pipelines.runs import newest_checkpoint
+from tests.exactness import kept
 
 ORACLE = ["evaluate", "method=av_odyssey", "module.adapter=oracle", "data.profiles=[hard]", "data.questions=30", "data.eval_batch_size=1",
           "logger=csv", "trainer.accelerator=cpu", "trainer.threads=1"]
@@ -15,11 +15,6 @@ ORACLE = ["evaluate", "method=av_odyssey", "module.adapter=oracle", "data.profil
 
 def answers(folder):
     return (folder / "answers.jsonl").read_bytes()
-
-
-def kept(folder):
-    return [json.loads(line)["id"] for part in sorted((folder / "parts").glob("*.jsonl")) for line in part.read_text().splitlines(True)
-            if line.endswith("\n")]
 
 
 @pytest.mark.slow

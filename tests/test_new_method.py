@@ -155,7 +155,7 @@ def test_a_wheel_holds_the_code_and_the_configuration_of_a_new_method(grown, tmp
         archive.extractall(tmp_path / "site")
     code = {str(p.relative_to(copy)) for name in PACKAGES for p in (copy / name).rglob("*") if p.suffix in (".py", ".yaml", ".csv")}
     shared = {name.partition(".data/data/")[2] for name in held if ".data/" in name}
-    assert shared == {f"share/fivefold/slurm/{name}" for name in ("env.sh", "train.sbatch")}
+    assert shared == {f"share/fivefold/slurm/{name}" for name in ("env.sh", "sweep.sbatch", "train.sbatch")}
     assert {name for name in held if ".data/" not in name} == code
     assert set(FILES) <= held
     front = python("-P", "-m", "pipelines", cwd=tmp_path, path=tmp_path / "site")

@@ -16,8 +16,16 @@ from pipelines.catalog import choices_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
-COMMAND_LINES = [line for block in re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE) for line in block.splitlines()
-                 if line.startswith(("make", "fivefold"))]
+PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+
+
+def commands_in(text):
+    return [line for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE) for line in block.splitlines()
+            if line.startswith(("make", "fivefold"))]
+
+
+COMMAND_LINES = commands_in(README)
+DOCUMENTED = sorted({line for page in PAGES for line in commands_in(page.read_text())} - set(COMMAND_LINES))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +50,7 @@ def test_the_readme_shows_make_targets_and_every_command():
     assert {words[1] for words in map(words_of, COMMAND_LINES) if words[0] == "fivefold" and len(words) > 1} == set(COMMANDS)
 
 
-@pytest.mark.parametrize("target", sorted({*re.findall(r"\bmake (\w+)(?=`|\n)", README), "lint", "bench"}))
+@pytest.mark.parametrize("target", sorted({*re.findall(r"\bmake (\w+)(?=`|\n)", README), "docs", "lint", "bench"}))
 def test_make_targets_exist(target):
     done = subprocess.run(["make", "--dry-run", target], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -115,3 +123,20 @@ def test_experiments_and_links_that_the_readme_names_exist():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]
     assert len(links) >= 3
     assert all((REPOSITORY / link).is_file() for link in links)
+
+
+@pytest.mark.parametrize("line", DOCUMENTED)
+def test_commands_of_the_pages_that_the_readme_does_not_show_compose(here, line):
+    """Trainings, and examinations, which take the settings of a training."""
+    words = words_of(line)
+    assert words[:2] == ["fivefold", "train"] or (words[:2] == ["fivefold", "evaluate"] and words[2].startswith("method="))
+    done = here("train", *words[2:], *([] if "--help" in words else ["--cfg"]))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_keys_and_files_that_a_methods_page_names_exist(here):
+    for method in choices_of("method"):
+        page = (REPOSITORY / "docs" / f"{method}.md").read_text()
+        shown = here("train", f"method={method}", "--help").stdout
+        for key in re.findall(r"`((?:module|optim|data)\.[a-z_.]+)(?:=\w+)?`", page):
+            assert re.search(rf"\b{re.escape(key)}\b|\b{key.rpartition('.')[2]}\b", shown), key

@@ -19,7 +19,7 @@ from lightning_modules.av_odyssey.examination import Examination
 from lightning_modules.av_odyssey.examples import EXAMPLE_COLUMNS, examples_of
 from lightning_modules.av_odyssey.exports import whole, write_answers, write_samples
 from lightning_modules.av_odyssey.page import NAME, Page
-from lightning_modules.av_odyssey.pictures import noticeable_figure
+from lightning_modules.av_odyssey.pictures import draw_failures, noticeable_figure
 from lightning_modules.av_odyssey.replay import Replay
 from lightning_modules.av_odyssey.report import QUESTION_COLUMNS, SCORE_COLUMNS, Report
 from lightning_modules.av_odyssey.staircase import Noticeable
@@ -140,6 +140,8 @@ class ExaminedModule(SteadyFrequencies):
         write_samples(folder, report, lambda name: questions[place[name]])
         whole(folder / NAME, lambda part: part.write_text(page.text()))
         rows = examples_of(report, self.config.rule, lambda name: questions[place[name]], self.config.examples)
+        wrong = (one.answer for one in report.graded if not one.right(self.config.rule) and one.answer.status in ("ok", "truncated"))
+        draw_failures(((questions[place[answer.id]], answer.reply) for answer in wrong), folder)
         self.tables["examples"] = Table(EXAMPLE_COLUMNS, rows, media=True)
 
     def _facts(self) -> dict[str, str]:

@@ -1,15 +1,13 @@
-"""Pictures of what a model hears: shares of right answers, just-noticeable differences, and the sounds that it got wrong."""
+"""Pictures of what a model hears: just-noticeable differences, and the sounds that it got wrong."""
 
-import base64
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from datamodules.av_questions import Audio, Question
-from lightning_modules.av_odyssey.averages import Share
 from lightning_modules.av_odyssey.staircase import Noticeable
 from lightning_modules.intervals import wilson
 
@@ -17,25 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLOOR = -100.0  # dB of full scale: what is softer is drawn black
-
-
-def shares_figure(shares: Mapping[str, Mapping[str, Share]], chance: float) -> "Figure":
-    """Draw a bar for each task and contender with its 95 % interval, and a line where guessing stands (a share in 0..1)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    tasks, width = list(next(iter(shares.values()))), 0.8 / len(shares)
-    for place, (name, found) in enumerate(shares.items()):
-        x = np.arange(len(tasks)) + (place - (len(shares) - 1) / 2) * width
-        value, low, high = (100 * np.array([getattr(found[task], end) for task in tasks]) for end in ("value", "low", "high"))
-        axes.bar(x, value, 0.9 * width, yerr=(value - low, high - value), capsize=2, label=name)
-    axes.axhline(100 * chance, color="0.4", linestyle=":", linewidth=1, label="guessing")
-    axes.set_xticks(range(len(tasks)), tasks)
-    axes.set_ylabel("right answers, %")
-    axes.set_ylim(0, 105)
-    axes.legend(frameon=False, fontsize="small")
-    return figure
 
 
 def noticeable_figure(found: Mapping[str, Noticeable], target: float) -> "Figure":
@@ -87,16 +66,11 @@ def failure_figure(question: Question, reply: str) -> "Figure":
     return figure
 
 
-def page(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], pictures: Mapping[str, Path]) -> str:
-    """Write one HTML page with a table and pictures inside it, so that the file can be sent alone."""
-    head = "".join(f"<th>{html.escape(column)}" for column in columns)
-    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in row) for row in rows)
-    figures = "\n".join(f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,{_text(path)}">'
-                        f"<figcaption>{html.escape(name)}</figcaption></figure>" for name, path in pictures.items())
-    return (f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-            "<style>body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .8em;text-align:left}"
-            f"img{{max-width:100%}}</style>\n<h1>{html.escape(title)}</h1>\n<table><tr>{head}\n{body}</table>\n{figures}\n</html>\n")
-
-
-def _text(picture: Path) -> str:
-    return base64.b64encode(picture.read_bytes()).decode()
+def draw_failures(wrong: Iterable[tuple[Question, str]], folder: Path, most: int = 4) -> list[Path]:
+    """Draw the first `most` questions with sounds that got a wrong reply, into failure-1.png and so on in `folder`."""
+    heard = ((question, reply) for question, reply in wrong if any(tag.startswith("audio") for tag in question.media))
+    drawn = []
+    for number, (question, reply) in enumerate(islice(heard, most), start=1):
+        drawn.append(folder / f"failure-{number}.png")
+        failure_figure(question, reply).savefig(drawn[-1])
+    return drawn

@@ -92,7 +92,7 @@ def float32_by_default() -> Iterator[None]:
 def tiny(seed: int = 0, dtype: torch.dtype | None = None) -> tuple[Any, PicturesAndSound, str]:
     """Make model, processor and the name of the weights, a digest of them before they are cast to `dtype`."""
     processor = tiny_processor()
-    model = tiny_thinker(processor.tokenizer, seed)
+    model: Any = tiny_thinker(processor.tokenizer, seed)
     content = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         content.update(name.encode() + value.contiguous().numpy().tobytes())

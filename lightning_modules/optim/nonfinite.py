@@ -13,6 +13,12 @@ def not_finite(gradients: list[Tensor]) -> Tensor:
     return torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]).isfinite().logical_not()
 
 
+class NotFinite(FloatingPointError):
+    """Gradients that are not finite; `steps_ago` of the optimizer's steps were made since."""
+
+    steps_ago = 0
+
+
 class FiniteGradients:
     """Judge the gradients of a step with as little waiting for the device as the policy allows.
 
@@ -26,7 +32,7 @@ class FiniteGradients:
         self._waiting: tuple[list[str], Tensor, torch.cuda.Event | None] | None = None
 
     def skip(self, names: list[str], bad: Tensor, urgent: bool) -> bool:
-        """Tell whether a step with these flags must be left out; with `raise`, raise FloatingPointError instead, now if `urgent`."""
+        """Tell whether a step with these flags must be left out; with `raise`, raise NotFinite instead, now if `urgent`."""
         self.settle()
         if self.deferred and not urgent:
             self._waiting = (names, *_copy_to_host(bad))
@@ -37,12 +43,12 @@ class FiniteGradients:
         return bool(bad.any())
 
     def settle(self) -> None:
-        """Raise FloatingPointError if the last step that was not judged yet had a gradient that is not finite."""
+        """Raise NotFinite if the last step that was not judged yet had a gradient that is not finite."""
         if self._waiting is not None:
             (names, host, event), self._waiting = self._waiting, None
             if event is not None:
                 event.synchronize()  # long over: a whole forward and backward pass lies between
-            _raise_if_any(host, names)
+            _raise_if_any(host, names, steps_ago=1)
 
 
 def _copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
@@ -56,9 +62,11 @@ def _copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     return host, event
 
 
-def _raise_if_any(bad: Tensor, names: list[str]) -> None:
+def _raise_if_any(bad: Tensor, names: list[str], steps_ago: int = 0) -> None:
     found = [name for name, flag in zip(names, bad.tolist(), strict=True) if flag]
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        raise FloatingPointError(f"the gradient of {found[0]}{more} is not finite; lower optim.lr, set trainer.gradient_clip_val, "
-                                 "or leave such steps out with optim.nonfinite=skip")
+        error = NotFinite(f"the gradient of {found[0]}{more} is not finite; lower optim.lr, set trainer.gradient_clip_val, "
+                          "or leave such steps out with optim.nonfinite=skip")
+        error.steps_ago = steps_ago
+        raise error

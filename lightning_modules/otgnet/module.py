@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from datamodules.rows import DataError
-from datamodules.task_order import EventBatch
+from datamodules.task_order import EventBatch, TaskLoader
 from lightning_modules.base import MethodModule, OptimizerFactory, optimizer_steps
 from lightning_modules.optim.adamw import AdamW, AdamWConfig
 from lightning_modules.otgnet import report
@@ -148,9 +148,9 @@ class OtgnetModule(MethodModule):
 
     def on_fit_start(self) -> None:
         self._settle()
-        steps = len(self.data.train_dataloader())
-        if self.trainer.max_steps > steps:
-            raise ValueError(f"trainer.max_steps: must be at most {steps}, where the stream ends, not {self.trainer.max_steps}")
+        batches = self.data.train_dataloader()
+        if self.trainer.max_steps > len(batches) and isinstance(batches, TaskLoader):  # those of overfit_batches come again
+            raise ValueError(f"trainer.max_steps: must be at most {len(batches)}, where the stream ends, not {self.trainer.max_steps}")
 
     def on_validation_start(self) -> None:
         self._settle()

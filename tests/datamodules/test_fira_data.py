@@ -169,14 +169,6 @@ def test_a_hub_dataset_can_be_stored_whole_as_files_are(made, hub):
     assert made(hub=folder, streaming=False, max_bytes=200).facts["train"].text_bytes < 300
 
 
-def test_overfitting_repeats_the_same_streamed_batches(made, hub):
-    data = made(hub=hub[0])
-    data.trainer = L.Trainer(logger=False, enable_checkpointing=False, overfit_batches=3)
-    loader = data.train_dataloader()
-    assert len(loader) == 3
-    assert torch.equal(next(iter(loader))["labels"], next(iter(loader))["labels"])
-
-
 class Recorder(L.LightningModule):
     """Train one number, and keep what it is shown."""
 

@@ -86,12 +86,6 @@ def test_accumulation_and_the_length_of_an_epoch_are_the_trainers(made, limit, e
         range(number - number % 4, min(number - number % 4 + 4, ends)) for number in range(ends)]
 
 
-def test_with_overfit_batches_the_same_ones_come_in_every_epoch(made):
-    loader = made({"overfit_batches": 2}).train_dataloader()
-    assert len(loader) == 2
-    assert [batch["index"].tolist() for batch in loader] == [batch["index"].tolist() for batch in loader]
-
-
 def test_validation_asks_every_question_once_and_scores_every_rationale_once(made):
     data = made(eval_batch_size=4)
     questions, rationales = data.val_dataloader()

@@ -13,6 +13,7 @@ from importlib import metadata
 import pytest
 
 from pipelines import doctor
+from tests.pipelines.fake_slurm import FakeSlurm
 
 
 def findings(check):
@@ -25,7 +26,8 @@ def test_this_machine_is_ready(fivefold):
     assert done.returncode == 0, done.stdout
     lines = done.stdout.splitlines()
     assert all(line.startswith("ok  ") for line in lines)
-    asked = ("python", "package configs", "requirements", "torch", "devices", "process groups", "W&B", "runs folder", "cache folder")
+    asked = ("python", "package configs", "requirements", "torch", "devices", "process groups", "Slurm", "W&B", "runs folder",
+             "cache folder")
     assert [sum(line.startswith(f"ok    {subject}: ") for line in lines) for subject in asked] == [1] * len(asked)
 
 
@@ -109,3 +111,49 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written_are_reported_with_the_k
     (tmp_path / ".cache").write_text("a file where a folder should be")
     said = [said for fine, _, said in findings(doctor._folders) if not fine]
     assert said[1].endswith(f"; {tmp_path / '.cache'} is no folder that you may write to, set data.cache")
+
+
+SINFO = "printf 'gpu 3 2-00:00:00\\ngpu 1 2-00:00:00\\ndebug 2 30:00\\n'"
+UNREACHABLE = "echo 'sinfo: error: x' >&2; echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1"
+
+
+@pytest.mark.parametrize(("answer", "said"), [
+    (SINFO, "gpu: 4 nodes, limit 2-00:00:00; debug: 2 nodes, limit 30:00"),
+    (UNREACHABLE, "installed, but no cluster answers (slurm_load_partitions: Unable to contact slurm controller); "
+                  "fivefold submit works on a login node"),
+])
+def test_a_cluster_is_asked_for_its_partitions(answer, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", FakeSlurm(tmp_path / "slurm", sinfo=answer).path)
+    assert findings(doctor._slurm) == [(True, "Slurm", said)]
+    monkeypatch.setenv("PATH", "")
+    assert findings(doctor._slurm) == [(True, "Slurm", "none on this machine; fivefold submit works on a login node")]
+
+
+def test_fast_adapters_are_read_as_linux_shows_them(tmp_path):
+    port = tmp_path / "mlx5_0" / "ports" / "1"
+    port.mkdir(parents=True)
+    (port / "state").write_text("4: ACTIVE\n")
+    (port / "rate").write_text("200 Gb/sec (4X HDR)\n")
+    (tmp_path / "mlx5_1" / "ports" / "1").mkdir(parents=True)
+    assert doctor.fast_adapters(tmp_path) == ["mlx5_0 active 200 Gb/sec (4X HDR)", "mlx5_1 ? ?"]
+    assert doctor.fast_adapters(tmp_path / "none") == []
+
+
+def test_a_network_that_is_chosen_and_not_there_is_reported_with_those_that_are(tmp_path, monkeypatch):
+    for name in ("eth0", "lo"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(doctor, "NETWORKS", tmp_path)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    assert findings(doctor._interconnect)[-1] == (
+        False, "network", "NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME names ib0, but there are eth0, lo")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth")
+    assert all(fine for fine, *_ in findings(doctor._interconnect))
+
+
+def test_gpus_that_do_not_reach_each_other_are_named(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("torch.cuda.can_device_access_peer", lambda a, b: (a, b) != (0, 2))
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: False)
+    first = findings(doctor._interconnect)[0]
+    assert first[:2] == (True, "GPU to GPU")
+    assert first[2] == "2 of 3 pairs reach each other directly; pairs without direct access: 0-2, which go through the host"

@@ -1,6 +1,8 @@
 """fivefold report: runs that differ in their seeds only are one contender, and its figures are those that scipy finds."""
 
 import json
+import re
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -103,6 +105,30 @@ def test_the_command_prints_and_writes_tables_and_curves(root, here, tmp_path):
     assert mean in (tmp_path / "out" / "report.html").read_text()
     assert "broken" not in page
     assert (tmp_path / "out" / "curves.png").stat().st_size > 5000
+
+
+def test_runs_of_several_methods_get_a_section_each_with_figures_pictures_and_folder(root, here, tmp_path):
+    out, folder = tmp_path / "out", a_run(root, "a graph", 1, {"val/accuracy": 0.25}, time=9.0, group="g")
+    (folder / "run.json").write_text((folder / "run.json").read_text().replace('"fira"', '"freekd"'))
+    (folder / "directions.png").write_bytes(b"drawn")
+    done = here("report", str(root), "group=g", f"to={out}")
+    assert done.returncode == 0, done.stderr
+    page = (out / "report.md").read_text()
+    fira, freekd = page.index("## fira"), page.index("## freekd")
+    assert fira < freekd < page.index("| val/accuracy | 0.25 |")
+    assert f"{np.mean(values_of(root, 'adamw', range(1, 5))):.6g} ± " in page[fira:freekd]
+    (link,) = re.findall(r"<img src='([^']+)'", (out / "report.html").read_text())
+    assert (out / unquote(link)).read_bytes() == b"drawn"
+    assert f"- {folder}\n" in page
+    assert "broken" not in page
+
+
+def test_methods_that_share_a_figure_are_compared_where_it_is_named(root, here, tmp_path):
+    folder = a_run(root, "other-method", 1, {"val/loss": 0.5}, group="g")
+    (folder / "run.json").write_text((folder / "run.json").read_text().replace('"fira"', '"kpod"'))
+    done = here("report", str(root), "group=g", "metric=val/loss", f"to={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert "## val/loss" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_diff_names_what_two_runs_differ_in_and_nothing_else(root, here):

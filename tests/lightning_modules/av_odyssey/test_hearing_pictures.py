@@ -1,15 +1,12 @@
 """Pictures of what a model hears show the figures that they were given."""
 
-import base64
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from datamodules.av_questions import Audio, Question
-from lightning_modules.av_odyssey.averages import share
-from lightning_modules.av_odyssey.pictures import FLOOR, failure_figure, noticeable_figure, page, shares_figure, spectrogram
+from datamodules.av_questions import Audio, Picture, Question
+from lightning_modules.av_odyssey.pictures import FLOOR, draw_failures, failure_figure, noticeable_figure, spectrogram
 from lightning_modules.av_odyssey.staircase import Noticeable
 from lightning_modules.intervals import wilson
 
@@ -30,13 +27,6 @@ def test_silence_and_a_sound_shorter_than_a_window_have_a_spectrogram():
     assert spectrogram(tone(1000, 1, 0.01)).shape == (257, 1)
 
 
-def test_bars_stand_at_the_percents_of_their_tasks():
-    shares = {"trained": {"count": share(9, 10), "pitch": share(10, 10)}, "silent": {"count": share(5, 10), "pitch": share(4, 10)}}
-    axes = shares_figure(shares, 0.5).axes[0]
-    assert [bar.get_height() for bar in axes.patches] == pytest.approx([90, 100, 50, 40])
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["count", "pitch"]
-
-
 def test_the_curve_of_gaps_has_a_point_a_gap_and_a_line_at_the_threshold():
     found = Noticeable(1.5, 1.2, 1.8, "measured", ((1.0, 6, 10), (2.0, 9, 10)))
     axes = noticeable_figure({"loudness, dB": found}, 0.794).axes[0]
@@ -55,17 +45,9 @@ def test_a_failure_shows_each_sound_and_what_was_said():
     assert figure.get_suptitle() == "29_1 pitch: right is B, said was 'A'"
 
 
-def test_the_page_holds_its_pictures_and_takes_no_word_for_markup(tmp_path: Path):
-    picture = tmp_path / "one.png"
-    noticeable_figure({"dB": Noticeable(1, 1, 1, "measured", ((1.0, 6, 10),))}, 0.8).savefig(picture)
-    seen: list[tuple[str, str | None]] = []
-
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            seen.append((tag, dict(attrs).get("src")))
-
-    Reader().feed(page("A <b>run", ("task", "reply"), [("pitch", "<script>x")], {"gaps": picture}))
-    sources = [source for tag, source in seen if tag == "img"]
-    assert base64.b64decode(str(sources[0]).partition(",")[2]) == picture.read_bytes()
-    assert not {"b", "script"} & {tag for tag, _ in seen}
-    assert sum(tag == "td" for tag, _ in seen) == 2
+def test_the_first_failures_with_sounds_are_drawn(tmp_path: Path):
+    heard = Question("29_1", "pitch", 29, "DeafTest hard", "[audio1]?", ("first", "second"), "B", {"audio1": tone(500, 0.5)})
+    silent = Question("1_1", "dots", 1, "Vision", "[img1]?", ("one", "two"), "A", {"img1": Picture(np.zeros((8, 8, 3), np.uint8))})
+    drawn = draw_failures([(silent, "B"), *[(heard, "A")] * 3], tmp_path, most=2)
+    assert sorted(tmp_path.iterdir()) == drawn == [tmp_path / "failure-1.png", tmp_path / "failure-2.png"]
+    assert draw_failures([(silent, "B")], tmp_path) == []

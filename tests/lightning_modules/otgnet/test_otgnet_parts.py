@@ -349,7 +349,7 @@ def test_an_update_is_the_equation_computed_node_by_node():
         new = e.update(torch.cat([view.rows[place], h])).tanh()
         assert torch.allclose(passed.rows[row], new, atol=1e-6)
         hidden = e.first(torch.cat([new, view.features[place]])).relu()
-        assert torch.allclose(logits[row], model.heads(hidden[None], 1)[0] + 8 * view.votes[row].log1p(), atol=1e-5)
+        assert torch.allclose(logits[row], model.heads(hidden[None], 1)[0] + 4 * view.votes[row].log1p(), atol=1e-5)
     assert sorted(passed.gated.label.tolist()) == [0, 1, 2]  # node 2, and both messages of the event
 
 
