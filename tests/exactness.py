@@ -46,6 +46,11 @@ def rows(folder):
         return [{key: value for key, value in row.items() if value and "per_sec" not in key} for row in csv.DictReader(file)]
 
 
+def figures(done):
+    """Read what a command printed of its validation."""
+    return {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("val/")}
+
+
 def latest(words):
     """Keep the later of two words for the same key."""
     return list({word.partition("=")[0]: word for word in words}.values())

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules.av_synthetic import SyntheticQuestions
-from tests.exactness import kept
+from tests.exactness import figures, kept
 
 QUESTIONS = list(SyntheticQuestions(seed=1, each=1))
 BEGINNING = ["evaluate", "method=av_odyssey", "data.source=synthetic", "data.questions=1", "logger=csv", "trainer.accelerator=cpu",
@@ -21,10 +21,6 @@ BEGINNING = ["evaluate", "method=av_odyssey", "data.source=synthetic", "data.que
 def replies(path, reply_of, leave_out=()):
     path.write_text("".join(json.dumps({"id": q.id, "reply": reply_of(q)}) + "\n" for q in QUESTIONS if q.id not in leave_out))
     return path
-
-
-def figures(done):
-    return {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("val/")}
 
 
 def test_saved_replies_are_scored_by_all_rules_side_by_side_and_so_is_the_file_that_comes_of_it(here, tmp_path):

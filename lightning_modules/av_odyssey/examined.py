@@ -93,8 +93,8 @@ class ExaminedModule(SteadyFrequencies):
         return Report.of(answers, damaged=self.data.config.damaged, cannot=self.asked.cannot)
 
     @torch.no_grad()
-    def examine_now(self) -> float:
-        """Ask all questions outside a validation, in evaluation mode; return what share is answered rightly."""
+    def examine_now(self) -> dict[str, float]:
+        """Ask all questions outside a validation, in evaluation mode; return the figures of a validation."""
         training = [part for part in self.modules() if part.training]
         self.eval()
         batches = self.data.val_dataloader()
@@ -104,18 +104,23 @@ class ExaminedModule(SteadyFrequencies):
                 self.validation_step(batch, number)
         for part in training:
             part.training = True
-        return self._report(self._finished()).shares(self.config.rule)["average", "micro"].value
+        return self._figures(self._report(self._finished()))
+
+    def _figures(self, report: Report) -> dict[str, float]:
+        """Return by name what share is right by each rule, what share has no letter, and how each of DeafTest's tasks went."""
+        found = {"val/accuracy": report.shares(self.config.rule)["average", "micro"].value}
+        found |= {f"val/{rule}": report.shares(rule)["average", "micro"].value for rule in report.rules}
+        found["val/invalid_rate"] = sum(one.letters["strict"] is None for one in report.graded) / len(report.graded)
+        if self.data.config.source.startswith("deaftest"):
+            sorted_out = sorted(_by_profile_and_task(report, self.config.rule).items())
+            found |= {f"val/{name}": sum(right) / len(right) for name, right in sorted_out}
+        return found
 
     def _tell(self, answers: list[Answer]) -> None:
         damage = self.data.exam.damage(self.data.config.damaged)
         report = self._report(answers)
-        self.log("val/accuracy", report.shares(self.config.rule)["average", "micro"].value, prog_bar=True, sync_dist=True)
-        for rule in report.rules:
-            self.log(f"val/{rule}", report.shares(rule)["average", "micro"].value, sync_dist=True)
-        self.log("val/invalid_rate", sum(one.letters["strict"] is None for one in report.graded) / len(report.graded), sync_dist=True)
-        if self.data.config.source.startswith("deaftest"):
-            for name, right in sorted(_by_profile_and_task(report, self.config.rule).items()):
-                self.log(f"val/{name}", sum(right) / len(right), sync_dist=True)
+        for name, value in self._figures(report).items():
+            self.log(name, value, prog_bar=name == "val/accuracy", sync_dist=True)
         self.tables = {"answers": Table(QUESTION_COLUMNS, report.question_rows()), "scores": Table(SCORE_COLUMNS, report.score_rows()),
                        "checks": Table(CHECK_COLUMNS, [check.row for check in self.checks])}
         if self.data.config.adaptive:

@@ -70,7 +70,7 @@ class AvOdysseyModuleConfig:
     pretrained: str | None = None
     """qwen2_5_omni: folder or Hub name of its weights and processor"""
     before: bool = False
-    """qwen2_5_omni: examine it before it learns, too, and tell what it scores"""
+    """qwen2_5_omni: examine it before it learns, too, for a first row of figures"""
     omni: OmniSection = field(default_factory=OmniSection)
     """how an omni model is asked, and what of it learns"""
     small: SmallSection = field(default_factory=SmallSection)
@@ -169,11 +169,20 @@ class AvOdysseyModule(ExaminedModule):
             raise ValueError("data.replies: must name the file of replies that module.adapter=replay scores")
         return Replay(Path(replies).expanduser())
 
+    def _learning(self) -> set[str]:
+        return {name for name, p in self.named_parameters() if p.requires_grad}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep of an omni model only what is trained: the rest stays where it came from."""
         if self.network is not None:
-            trained = {name for name, p in self.named_parameters() if p.requires_grad}
-            checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+            learning = self._learning()
+            checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in learning}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of other parts than those that learn here: Lightning would pass over them without a word."""
+        saved = checkpoint.get("state_dict", {}).keys()
+        if self.network is not None and saved and (other := saved ^ self._learning()):
+            raise ValueError(f"module.omni: other parts learnt in this checkpoint, such as {min(other)}; leave module.omni as its run has it")
 
     def configure_optimizers(self) -> Any:
         return super().configure_optimizers() if self.model is not None or self.network is not None else None
@@ -202,9 +211,13 @@ class AvOdysseyModule(ExaminedModule):
         np.save(folder / "vectors.npy", vectors_of(small.encoder, self.data.training, mel_filters(), self.device))
 
     def on_train_start(self) -> None:
-        """Say what an omni model scores before it learns, if that is asked."""
+        """Tell what an omni model scores before it learns, if that is asked: the row of figures before those of the first step."""
         if self.config.before and self.network is not None and self.trainer.global_step == 0:
-            log.info("before it learns: val/accuracy %.4f", self.examine_now())
+            found = self.examine_now()
+            log.info("before it learns: %s", "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
+            for logger in self.loggers:
+                logger.log_metrics(found, step=-1)
+                logger.save()
 
     def on_train_epoch_start(self) -> None:
         if self.model is not None:
