@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo docs test lint bench clean
+.PHONY: demo docs test test-slow lint bench clean
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -27,9 +27,13 @@ docs: $(VENV)/ready-docs
 	$(BIN)/mkdocs build --strict
 
 # One thread a process: tests start several processes, and more threads than cores would wait for each other.
-test: export OMP_NUM_THREADS ?= 1
+test test-slow: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 15
+
+# The tests that take minutes: whole trainings, and a Slurm of several nodes.
+test-slow: $(VENV)/ready-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow --durations 15
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """What is OTGNet worth where classes keep opening? The table of RESULTS.md, made by one command.
 
-    python benchmarks/otgnet_comparison.py --root FOLDER [--protocol otg] [--processes 2] [--contenders ours,...] [--seeds 3]
+    python benchmarks/otgnet_comparison.py --root FOLDER [--protocol otg] [--processes 2] [--contenders "ours;no gate;..."] [--seeds 3]
 
 FOLDER holds events.csv, nodes.csv, features.npy and tasks.json. Every contender walks through the same training events in the same
 batches, equally often; a seed draws the weights and the parts of the nodes. Each network has five runs on another seed for what suits it,
@@ -8,7 +8,7 @@ judged by class-IL AP on validation nodes: the weight of votes at the middle lea
 nobody votes. An ablation of ours has what suits ours. Task-IL: among the classes of a node's own task; class-IL: among all that are open.
 AP is the mean accuracy on all tasks after the last, AF what was lost of the best since. Label propagation is the vote of all labelled nodes
 that a test node has met. Each run is kept as one JSON file under --out, so the command can be interrupted and called again; the table goes
-into RESULTS.md once all contenders are in it.
+into RESULTS.md where the contenders are the default.
 """
 
 import argparse
@@ -57,6 +57,8 @@ CONTENDERS = {
 }
 TUNED_ALIKE = dict.fromkeys(("no gate", "no balance", "nothing replayed", "replay at random", "replay by herding", "replay by influence",
                              "no diversity", "no importance", "no links"), "ours")
+USUAL = {"otg": tuple(CONTENDERS), "evolving": ("ours", "no gate", "no votes", "nothing replayed", "replay at random", "features and votes",
+                                                "features, replay at random", "TGN, ER")}
 SILENT = {name for name, words in CONTENDERS.items() if "module.network.votes=0" in words or "module.compat=official" in words}
 FIGURES = ("task_il/AP", "task_il/AF", "class_il/AP", "class_il/AF")
 Choice = tuple[float, float | None]  # learning rate, weight of votes
@@ -125,11 +127,12 @@ def main() -> None:
     parser.add_argument("--protocol", choices=("otg", "evolving"), default="otg")
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--contenders", default="", help=f"of {', '.join(CONTENDERS)}, separated by semicolons; all by default")
+    parser.add_argument("--contenders", default="", help=f"of {', '.join(CONTENDERS)}, separated by semicolons; "
+                        f"by default all, or for evolving {', '.join(USUAL['evolving'])}")
     parser.add_argument("--out", type=Path, default=Path("~/fivefold-runs/otgnet-comparison").expanduser())
     parser.add_argument("--processes", type=int, default=2)
     words = parser.parse_args()
-    names = [name for name in words.contenders.split(";") if name] or list(CONTENDERS)
+    names = [name for name in words.contenders.split(";") if name] or list(USUAL[words.protocol])
     if wrong := set(names) - set(CONTENDERS):
         raise SystemExit(f"{min(wrong)}: no such contender; there are {'; '.join(CONTENDERS)}")
     words.out.mkdir(parents=True, exist_ok=True)
@@ -144,7 +147,7 @@ def main() -> None:
         found = {name: [job.result() for job in runs] for name, runs in jobs.items()}
     text = report(found, choices, words)
     print(text)
-    if names == list(CONTENDERS):
+    if names == list(USUAL[words.protocol]):
         write_section(f"otgnet_{words.protocol}", text)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.constant import constant
@@ -71,10 +72,16 @@ class Mine(nn.Module):
         super().__init__()
         self.score = _layers(2 * width, width, 1, bias=False)  # which would cancel out of the bound
 
-    def bound(self, x: Tensor, z: Tensor, other: Tensor) -> Tensor:
-        """Return I_mine of pairs x, z (n, d); `other` = z, drawn anew."""
-        joint = self.score(torch.cat([x, z], -1)).squeeze(-1)
-        apart = self.score(torch.cat([x, other], -1)).squeeze(-1)
+    def bound(self, x: Tensor, z: Tensor, drawn: Tensor) -> Tensor:
+        """Return I_mine of pairs x, z (n, d), held against x beside z[drawn], with places (n,) drawn anew.
+
+        The first layer of [x; z] is the sum of two, so that what it makes of x serves both terms, and of z as well.
+        """
+        first, last = self.score[0], self.score[2]
+        assert isinstance(first, nn.Linear)
+        of_x, of_z = F.linear(x, first.weight[:, :x.shape[1]], first.bias), F.linear(z, first.weight[:, x.shape[1]:])
+        joint = last(F.relu(of_x + of_z)).squeeze(-1)
+        apart = last(F.relu(of_x + of_z[drawn])).squeeze(-1)
         return joint.mean() - (apart.logsumexp(0) - math.log(len(apart)))
 
 
@@ -104,15 +111,15 @@ class Bottleneck(nn.Module):
 
     def bounds(self, x: Tensor, label: Tensor, opened: Tensor, beta: float, generator: torch.Generator) -> Bounds:
         """Return all losses of embeddings x (n, d) with labels (n,)."""
-        y = torch.nn.functional.one_hot(label, self.num_classes).float()
+        y = F.one_hot(label, self.num_classes).float()
         order = torch.randperm(len(x), generator=generator).to(x.device)
         drawn = torch.randint(len(x), (len(x),), generator=generator).to(x.device)
         z = self.code(x)
         with constant(self.club, self.mine):
-            club, mine = self.club.bound(z, y, y[order], opened), self.mine.bound(x, z, z[drawn])
+            club, mine = self.club.bound(z, y, y[order], opened), self.mine.bound(x, z, drawn)
         code = club - beta * mine
         held = z.detach()
-        estimators = self.club.loss(held, y, opened) - self.mine.bound(x, held, held[drawn])
+        estimators = self.club.loss(held, y, opened) - self.mine.bound(x, held, drawn)
         absurd = (code.detach().abs() > ABSURD) | ~code.detach().isfinite()
         return Bounds(torch.where(absurd, 0.0 * held.sum(), code), estimators, club.detach(), mine.detach())
 
