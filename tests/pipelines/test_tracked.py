@@ -135,3 +135,17 @@ def test_a_server_that_is_gone_or_silent_costs_one_line_and_seconds(logged_out, 
     assert time.monotonic() - began < 30
     assert done.returncode == 1
     assert "does not give the runs of me/p" in done.stderr.splitlines()[-1]
+
+
+def test_a_server_that_goes_away_while_curves_are_read_costs_one_line_and_seconds(small_wandb, monkeypatch):
+    monkeypatch.setattr(tracked, "RETRIES", 1)
+    config = {"defaults": {"value": {"method": "fira"}}, "run": {"value": {"seed": 1}}}
+    rows = [{"_step": 0, "trainer/global_step": 5, "val/loss": 0.5}]
+    small_wandb.runs["x"] = Kept("p", "x", state="finished", config=config, history=rows)
+    (run,) = tracked_runs("me/p", None)
+    assert run.curve("val/loss") == ([6], [0.5])
+    small_wandb.close()
+    began = time.monotonic()
+    with pytest.raises(ConnectionError, match="does not give the runs of me/p"):
+        run.curve("val/loss")
+    assert time.monotonic() - began < 30
