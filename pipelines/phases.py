@@ -14,7 +14,7 @@ from pipelines.checkpoints import Interrupted
 from pipelines.errors import ConfigError
 from pipelines.pictures import draw_loss
 from pipelines.processes import rank
-from pipelines.runs import claim, newest_checkpoint
+from pipelines.runs import PICTURE, claim, newest_checkpoint
 from pipelines.schema import RunConfig
 from pipelines.tracking import MetricsFile
 
@@ -76,7 +76,7 @@ def _train(config: RunConfig, phase: Phase, loggers: list[Logger]) -> None:
         raise
     finally:
         if rank() == 0:
-            draw_loss(phase.folder / "metrics.csv", phase.folder / "loss.png")
+            draw_loss(phase.folder / "metrics.csv", phase.folder / PICTURE)
 
 
 def _beside(loggers: list[Logger], name: str) -> list[Logger]:
