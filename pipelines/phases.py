@@ -4,7 +4,6 @@ import time
 from dataclasses import replace
 from typing import IO, Literal
 
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 
 from lightning_modules.base import MethodModule, Phase
@@ -16,7 +15,7 @@ from pipelines.pictures import draw_loss
 from pipelines.processes import rank
 from pipelines.runs import PICTURE, claim, newest_checkpoint
 from pipelines.schema import RunConfig
-from pipelines.tracking import MetricsFile
+from pipelines.tracking import MetricsFile, Tracker
 
 
 def run_phases(config: RunConfig, built: Built) -> None:
@@ -81,7 +80,7 @@ def _train(config: RunConfig, phase: Phase, loggers: list[Logger]) -> None:
 
 def _beside(loggers: list[Logger], name: str) -> list[Logger]:
     """Log a phase in the run's own W&B run, under its name."""
-    return [WandbLogger(experiment=logger.experiment, prefix=name) for logger in loggers if isinstance(logger, WandbLogger)]
+    return [logger.beside(name) for logger in loggers if isinstance(logger, Tracker)]
 
 
 def _say(line: str) -> None:

@@ -6,6 +6,8 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,47 @@ class MetricsFile(Logger):
         self._start = self.path.stat().st_size
 
 
+class Tracker(WandbLogger):
+    """Lightning's logger of W&B, which lets a run go on without it where the process that W&B's client talks to has gone."""
+
+    def __init__(self, run: Any, folder: Path, prefix: str = "") -> None:
+        super().__init__(experiment=run, prefix=prefix)
+        self.folder, self.lost = folder, False
+
+    def beside(self, prefix: str) -> "Tracker":
+        """Return a logger of the same run, whose figures have a name before theirs."""
+        logger = Tracker(self.experiment, self.folder, prefix)
+        logger.lost = self.lost
+        return logger
+
+    def attempt(self, work: Callable[..., Any], *args: Any, **words: Any) -> None:
+        """Do what needs the process, if it is there; the first time that it is not costs a warning."""
+        if self.lost:
+            return
+        try:
+            work(*args, **words)
+        except ConnectionError:
+            self.lost = True
+            print(f"warning: W&B's own process has gone, and the run goes on without it; wandb sync {self.folder}/wandb/*run-* sends what "
+                  "was written before", file=sys.stderr)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.attempt(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        self.attempt(super().log_hyperparams, params)
+
+    @rank_zero_only
+    def log_table(self, *args: Any, **words: Any) -> None:
+        self.attempt(super().log_table, *args, **words)
+
+    @rank_zero_only
+    def log_image(self, *args: Any, **words: Any) -> None:
+        self.attempt(super().log_image, *args, **words)
+
+
 def wandb_mode(mode: str) -> str:
     """Turn `auto` into WANDB_MODE if that is set, else online when logged in and offline otherwise; never ask."""
     if mode != "auto":
@@ -117,7 +160,7 @@ def logged_in() -> bool:
         return True
 
 
-def wandb_logger(config: RunConfig, folder: Path, work: str = "train") -> WandbLogger:
+def wandb_logger(config: RunConfig, folder: Path, work: str = "train") -> Tracker:
     """Start the W&B run; a resumed one goes on under the id kept in its folder. A server that fails costs a warning, not the run."""
     import wandb
 
@@ -137,7 +180,7 @@ def wandb_logger(config: RunConfig, folder: Path, work: str = "train") -> WandbL
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     if not run.offline:
         print(f"W&B: {run.url}")
-    return WandbLogger(experiment=run)
+    return Tracker(run, folder)
 
 
 def _start(config: RunConfig, folder: Path, mode: str, work: str) -> Any:
@@ -173,14 +216,24 @@ def kind_of_work(folder: Path, work: str) -> str:
 def close_wandb(loggers: list[Logger], config: RunConfig, folder: Path, results: dict[str, float] | None) -> None:
     """Send what a run leaves at its end and finish it in W&B, if it is there; `results` are its last figures, None if it did not finish."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, Tracker):
             run = logger.experiment
             if (folder / PICTURE).exists():
                 logger.log_image("loss", [str(folder / PICTURE)])
             if results is not None:
-                run.summary.update(results)
-                keep_artifacts(run, config, folder)
-            _finish(run, folder, failed=results is None)
+                logger.attempt(run.summary.update, results)
+                logger.attempt(keep_artifacts, run, config, folder)
+            logger.attempt(_finish, run, folder, failed=results is None)
+            if logger.lost:
+                _forget()
+
+
+def _forget() -> None:
+    """Have W&B's client let go of a process that has gone, which it would otherwise look for at the interpreter's end."""
+    import wandb
+
+    with suppress(ConnectionError):
+        wandb.teardown()
 
 
 def _finish(run: Any, folder: Path, failed: bool) -> None:
