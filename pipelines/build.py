@@ -50,8 +50,8 @@ class Built:
             trainer.validate(self.module, datamodule=self.data, verbose=False)
 
 
-def build(config: RunConfig, folder: Path | None) -> Built:
-    """Make the parts of a run; with `folder` None nothing is written to disk (dry runs, evaluation)."""
+def build(config: RunConfig, folder: Path | None, work: str = "train") -> Built:
+    """Make the parts of a run; with `folder` None nothing is written to disk (dry runs, evaluation). `work` is what W&B calls it."""
     set_up_logs()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -61,7 +61,7 @@ def build(config: RunConfig, folder: Path | None) -> Built:
     data, module = make_data(config), make_module(config)
     if config.trainer.overfit_batches:
         keep_to(data, config.trainer.overfit_batches)
-    record, loggers = RunRecord(), _loggers(config, folder)
+    record, loggers = RunRecord(), _loggers(config, folder, work)
     return Built(data, module, make_trainer(config, folder, record, loggers), record, loggers)
 
 
@@ -127,12 +127,12 @@ def _callbacks(config: RunConfig, folder: Path | None, record: RunRecord) -> lis
     return [*callbacks, OutOfMemory(folder, history=debugs), Findings(folder), Checkpoints(folder / "checkpoints", config.checkpoint)]
 
 
-def _loggers(config: RunConfig, folder: Path | None) -> list[Logger]:
+def _loggers(config: RunConfig, folder: Path | None, work: str) -> list[Logger]:
     if folder is None:
         return []
     loggers: list[Logger] = [MetricsFile(folder)]
     if rank() == 0 and config.logger.name == "wandb" and wandb_mode(config.logger.mode) != "disabled":
-        loggers.append(wandb_logger(config, folder))  # other processes would start the same run once more
+        loggers.append(wandb_logger(config, folder, work))  # other processes would start the same run once more
     return loggers
 
 

@@ -127,9 +127,13 @@ def to_yaml(config: RunConfig) -> str:
     The experiment is left out: every value of it stands here, and a later change to it must not reach an old run.
     """
     origin = f" of experiment {config.experiment}" if config.experiment else ""
-    choices = {group: choice for group, choice in config.choices.items() if group != "experiment"}
     title = f"# every value of a run{origin}; fivefold train config=THIS-FILE runs it again\n"
-    return title + dump({"defaults": choices, **to_mapping(config)})
+    return title + dump({"defaults": files_chosen(config), **to_mapping(config)})
+
+
+def files_chosen(config: RunConfig) -> dict[str, str]:
+    """Return the file that each group was taken from; the experiment is none of them, since its values stand for themselves."""
+    return {group: choice for group, choice in config.choices.items() if group != "experiment"}
 
 
 def from_yaml(path: str | Path, overrides: list[str] | None = None) -> RunConfig:

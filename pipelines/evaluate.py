@@ -81,16 +81,16 @@ def _validated(config: RunConfig, folder: Path) -> tuple[dict[str, float], dict[
     from pipelines.build import build
     from pipelines.tracking import close_wandb
 
-    built = build(config, folder)
+    built = build(config, folder, work="evaluate")
     built.module.kept_in = folder
-    failed = True
+    results = None
     try:
         built.trainer.validate(built.module, datamodule=built.data, verbose=False)
-        failed = False
+        results = built.record.metrics
     finally:
         if rank() == 0:
-            close_wandb(built.loggers, folder / "loss.png", failed)
-    return built.record.metrics, built.module.tables
+            close_wandb(built.loggers, config, folder, results)
+    return results, built.module.tables
 
 
 def _shared_out(words: list[str]) -> list[str]:

@@ -2,8 +2,9 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,18 @@ BRINGS = {"method": ("module", "data", "optim", "trainer"), "experiment": ("modu
 SILENT = ("run.", "logger.", "cluster.", "checkpoint.", "data.cache", "trainer.threads", "trainer.log_every_n_steps")  # set no run apart
 
 
+Curve = tuple[list[int], list[float]]  # optimizer steps done when a metric was measured, and its values
+
+
 @dataclass(frozen=True)
 class Run:
-    """One run folder."""
+    """One run, wherever it is kept."""
 
-    folder: Path
+    place: str  # its folder, or its address
     settings: dict[str, Any]  # dotted key -> value
     record: dict[str, Any]  # what run.json holds
+    curve: Callable[[str], Curve]  # the course of a metric
+    pictures: tuple[Path, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -75,26 +81,44 @@ def read_run(folder: Path) -> Run:
     """Read a run folder. Raises ConfigError for any other folder."""
     if not (folder / SETTINGS).is_file() or not read_record(folder):
         raise ConfigError(f"report: {folder} is no run folder: it needs {SETTINGS} and run.json")
-    return Run(folder, flat(yaml.safe_load((folder / SETTINGS).read_text())), read_record(folder))
+    return Run(str(folder), flat(yaml.safe_load((folder / SETTINGS).read_text())), read_record(folder),
+               partial(curve, folder / "metrics.csv"), tuple(sorted(folder.glob("*.png"))))
 
 
-def finished_runs(roots: Iterable[Path], wanted: Mapping[str, str]) -> list[Run]:
-    """Read the finished runs in some folders, which hold runs or are one, whose settings are those `wanted`, by dotted key."""
+def finished_runs(roots: Iterable[Path]) -> list[Run]:
+    """Read the finished runs in some folders, which hold runs or are one."""
     folders = [folder for root in roots for folder in ([root] if (root / SETTINGS).is_file() else sorted(root.glob("*/")))]
-    runs = [read_run(folder) for folder in folders if (folder / SETTINGS).is_file() and read_record(folder).get("status") == "finished"]
+    return [read_run(folder) for folder in folders if (folder / SETTINGS).is_file() and read_record(folder).get("status") == "finished"]
+
+
+def with_settings(runs: Sequence[Run], wanted: Mapping[str, str]) -> list[Run]:
+    """Keep the runs whose settings are those `wanted`, by dotted key. Raises ConfigError for a key that no run has."""
     for key in wanted:
         if runs and not any(key in run.settings for run in runs):
             raise ConfigError(f"{key}: no run has such a key.{hint(key, sorted({k for run in runs for k in run.settings}))}")
-    return [run for run in runs if all(str(run.settings.get(key)) == value for key, value in wanted.items())]
+    return [run for run in runs if all(_as_written(run.settings.get(key)) == _as_written(value) for key, value in wanted.items())]
+
+
+def _as_written(value: Any) -> str:
+    """Write a value in one way: W&B keeps 1.0 as 1, and a word of the command line is a text."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_written, value))}]"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(number)) if number.is_integer() else str(number)
 
 
 def contenders(runs: Sequence[Run]) -> list[Contender]:
     """Put runs together that differ in nothing but the seed; a contender is named after what sets it apart. The newest of a seed counts."""
     keys = dict.fromkeys(key for run in runs for key in run.settings if not key.startswith(SILENT))
-    apart = [key for key in keys if len({str(run.settings.get(key)) for run in runs}) > 1]
+    apart = [key for key in keys if len({_as_written(run.settings.get(key)) for run in runs}) > 1]
     by_settings: dict[str, dict[int, Run]] = {}
     for run in sorted(runs, key=lambda run: run.record["started"][-1]["time"]):
-        by_settings.setdefault(repr([run.settings.get(key) for key in apart]), {})[run.seed] = run
+        by_settings.setdefault(repr([_as_written(run.settings.get(key)) for key in apart]), {})[run.seed] = run
     found = [tuple(run for _, run in sorted(seeds.items())) for seeds in by_settings.values()]
     return [Contender(name, runs) for name, runs in sorted(zip(_names(found, apart), found, strict=True), key=lambda pair: pair[0])]
 
@@ -104,22 +128,22 @@ def _names(found: Sequence[Sequence[Run]], apart: Sequence[str]) -> list[str]:
     chosen = [key for key in apart if key.startswith(CHOICE)]
     brought = tuple(f"{section}." for key in chosen for section in BRINGS.get(key.removeprefix(CHOICE), (key.removeprefix(CHOICE),)))
     told = [*chosen, *(key for key in apart if not key.startswith((CHOICE, *brought)))]
-    names = [" ".join(f"{key.removeprefix(CHOICE)}={runs[0].settings.get(key)}" for key in told) for runs in found]
+    names = [" ".join(f"{key.removeprefix(CHOICE)}={_as_written(runs[0].settings.get(key))}" for key in told) for runs in found]
     if len(set(names)) == len(names):
         return [name or str(runs[0].record.get("method")) for name, runs in zip(names, found, strict=True)]
     groups = [str(runs[0].settings.get("logger.group")) for runs in found]
     if len(set(groups)) == len(groups):
         return groups
-    return [" ".join(f"{key}={runs[0].settings.get(key)}" for key in apart) for runs in found]
+    return [" ".join(f"{key}={_as_written(runs[0].settings.get(key))}" for key in apart) for runs in found]
 
 
 def summary(values: Iterable[float]) -> Summary:
-    """Average figures; their interval is that of Student's t."""
+    """Average figures; their interval is that of Student's t, where all are finite."""
     known = list(values)
     if not known:
         return Summary(math.nan, math.nan, 0)
-    if len(known) == 1:
-        return Summary(known[0], math.nan, 1)
+    if len(known) == 1 or not all(map(math.isfinite, known)):
+        return Summary(sum(known) / len(known), math.nan, len(known))
     half = float(stats.t.ppf(0.5 + LEVEL / 2, len(known) - 1)) * statistics.stdev(known) / math.sqrt(len(known))
     return Summary(statistics.mean(known), half, len(known))
 
@@ -156,7 +180,7 @@ def shared_metrics(found: Sequence[Contender], asked: Sequence[str]) -> list[str
 
 def mean_curve(contender: Contender, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the steps that all seeds have measured, the mean over seeds there, and half the width of its interval (NaN with one seed)."""
-    curves = [dict(zip(*curve(run.folder / "metrics.csv", metric), strict=True)) for run in contender.runs]
+    curves = [dict(zip(*run.curve(metric), strict=True)) for run in contender.runs]
     steps = sorted(set.intersection(*(set(one) for one in curves))) if curves else []
     points = [summary(one[step] for one in curves) for step in steps]
     return np.array(steps), np.array([p.mean for p in points]), np.array([p.half for p in points])

@@ -21,7 +21,7 @@ def write(runs: Sequence[Any], to: Path) -> int:
     sections = []
     for method in dict.fromkeys(run.method for run in sorted(runs, key=lambda run: run.record["started"][0]["time"])):
         found = contenders([run for run in runs if run.method == method])
-        sections.append((method, *figures(found), [run.folder for contender in found for run in contender.runs]))
+        sections.append((method, *figures(found), [run for contender in found for run in contender.runs]))
     describe.report_tables([(method, header, body) for method, header, body, _ in sections])
     to.mkdir(parents=True, exist_ok=True)
     (to / "report.md").write_text("# Report\n\n" + "\n".join(_in_markdown(to, *section) for section in sections), encoding="utf-8")
@@ -45,20 +45,26 @@ def _told(one: Any) -> str:
     return "" if not one.n else f"{one.mean:.6g}" + ("" if math.isnan(one.half) else f" ± {one.half:.3g}")
 
 
-def _pictures(folder: Path, to: Path) -> list[tuple[str, str]]:
+def _pictures(run: Any, to: Path) -> list[tuple[str, str]]:
     """Name the pictures of a run and where they lie as seen from the page."""
-    return [(path.stem, quote(os.path.relpath(path, to))) for path in sorted(folder.glob("*.png"))]
+    return [(path.stem, quote(os.path.relpath(path, to))) for path in run.pictures]
 
 
-def _in_markdown(to: Path, method: str, header: list[str], body: list[list[str]], folders: list[Path]) -> str:
-    pictures = [f"![{name}]({link})" for name, link in _pictures(folders[-1], to)]
-    return "\n\n".join([f"## {method}", markdown(header, body), *pictures, *(f"- {folder}" for folder in folders)]) + "\n"
+def _in_markdown(to: Path, method: str, header: list[str], body: list[list[str]], runs: list[Any]) -> str:
+    pictures = [f"![{name}]({link})" for name, link in _pictures(runs[-1], to)]
+    return "\n\n".join([f"## {method}", markdown(header, body), *pictures, *(f"- {run.place}" for run in runs)]) + "\n"
 
 
-def _in_html(to: Path, method: str, header: list[str], body: list[list[str]], folders: list[Path]) -> str:
-    pictures = "".join(f"<img src='{link}' alt='{html.escape(name)}'>" for name, link in _pictures(folders[-1], to))
-    listed = "".join(f"<li>{html.escape(str(folder))}</li>" for folder in folders)
+def _in_html(to: Path, method: str, header: list[str], body: list[list[str]], runs: list[Any]) -> str:
+    pictures = "".join(f"<img src='{link}' alt='{html.escape(name)}'>" for name, link in _pictures(runs[-1], to))
+    listed = "".join(f"<li>{place(run)}</li>" for run in runs)
     return f"<h2>{html.escape(method)}</h2>{table(header, body)}{pictures}<ul>{listed}</ul>"
+
+
+def place(run: Any) -> str:
+    """Write where a run is kept, in HTML: a folder, or a link to a page of W&B."""
+    text = html.escape(run.place)
+    return f"<a href='{text}'>{text}</a>" if run.place.startswith(("http://", "https://")) else text
 
 
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

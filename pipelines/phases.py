@@ -4,7 +4,6 @@ import time
 from dataclasses import replace
 from typing import IO, Literal
 
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 
 from lightning_modules.base import MethodModule, Phase
@@ -14,9 +13,9 @@ from pipelines.checkpoints import Interrupted
 from pipelines.errors import ConfigError
 from pipelines.pictures import draw_loss
 from pipelines.processes import rank
-from pipelines.runs import claim, newest_checkpoint
+from pipelines.runs import PICTURE, claim, newest_checkpoint
 from pipelines.schema import RunConfig
-from pipelines.tracking import MetricsFile
+from pipelines.tracking import MetricsFile, Tracker
 
 
 def run_phases(config: RunConfig, built: Built) -> None:
@@ -76,12 +75,12 @@ def _train(config: RunConfig, phase: Phase, loggers: list[Logger]) -> None:
         raise
     finally:
         if rank() == 0:
-            draw_loss(phase.folder / "metrics.csv", phase.folder / "loss.png")
+            draw_loss(phase.folder / "metrics.csv", phase.folder / PICTURE)
 
 
 def _beside(loggers: list[Logger], name: str) -> list[Logger]:
     """Log a phase in the run's own W&B run, under its name."""
-    return [WandbLogger(experiment=logger.experiment, prefix=name) for logger in loggers if isinstance(logger, WandbLogger)]
+    return [logger.beside(name) for logger in loggers if isinstance(logger, Tracker)]
 
 
 def _say(line: str) -> None:

@@ -11,15 +11,15 @@ from pipelines.config import ConfigError, split_flags
 
 FLAGS = ("--help",)
 ROOT = "~/fivefold-runs"
-HELP = """fivefold report [FOLDER …] [group=NAME] [metric=NAME,…] [against=CONTENDER] [to=FOLDER] [section.key=value …]
+HELP = """fivefold report [FOLDER …] [wandb=ENTITY/PROJECT] [group=NAME] [section.key=value …] [metric=NAME,…] [against=NAME] [to=FOLDER]
 fivefold report diff RUN RUN
 
-Gathers the finished runs in each FOLDER (default ~/fivefold-runs), those of a group and with the settings that are named; puts runs
-together that differ in their seeds only; prints means with Student's 95 % intervals, and paired differences from the contender
-whose name holds the text of `against` (default: the first), with the p-values of the paired t and Wilcoxon's test. report.md,
-report.html and curves.png go to the folder `to` (default: the current one). Of runs of several methods, which share no scale, the page has
-a section a method instead, with figures, pictures and folders; metric= or against= compares them all the same. diff tells in what two
-runs differ."""
+Gathers the finished runs in each FOLDER (default ~/fivefold-runs), or in a project of W&B; those of a group and with the settings that
+are named; puts runs together that differ in their seeds only; prints means with Student's 95 % intervals, and paired differences from
+the contender whose name holds the text of `against` (default: the first), with the p-values of the paired t and Wilcoxon's test.
+report.md, report.html and curves.png go to the folder `to` (default: the current one). Of runs of several methods, which share no scale,
+the page has a section a method instead, with figures, pictures and folders; metric= or against= compares them all the same. diff tells in
+what two runs differ."""
 
 
 def run(argv: list[str]) -> int:
@@ -33,19 +33,22 @@ def run(argv: list[str]) -> int:
 
 def gather(words: list[str]) -> int:
     """Print and write the report of many runs."""
-    from pipelines.evidence import contenders, finished_runs, shared_metrics
+    from pipelines.evidence import contenders, finished_runs, shared_metrics, with_settings
 
     own = {key: text for key, _, text in (word.partition("=") for word in words if "=" in word)}
     metrics = [name for name in own.pop("metric", "").split(",") if name]
     against, to = own.pop("against", ""), Path(own.pop("to", ".")).expanduser().absolute()
-    roots = [Path(word).expanduser().absolute() for word in words if "=" not in word] or [Path(ROOT).expanduser()]
+    project = own.pop("wandb", None)
+    roots = [Path(word).expanduser().absolute() for word in words if "=" not in word]
+    roots += [Path(ROOT).expanduser()] if not roots and project is None else []
     for root in roots:
         if not root.is_dir():
             raise ConfigError(f"report: {root} is no folder")
     wanted = {("logger.group" if key == "group" else key): value for key, value in own.items()}
-    runs = finished_runs(roots, wanted)
+    runs = with_settings(finished_runs(roots) + _from_wandb(project, wanted), wanted)
     if not runs:
-        raise ConfigError(f"report: no finished run in {', '.join(map(str, roots))}" + (f" with {wanted}" if wanted else ""))
+        places = [*map(str, roots), *([f"W&B's project {project}"] if project else [])]
+        raise ConfigError(f"report: no finished run in {', '.join(places)}" + (f" with {wanted}" if wanted else ""))
     if len({run.method for run in runs}) > 1 and not metrics and not against:
         return overview.write(runs, to)
     found = contenders(runs)
@@ -57,6 +60,15 @@ def gather(words: list[str]) -> int:
     describe.report_tables(tables)
     write(tables, found, metrics, to)
     return 0
+
+
+def _from_wandb(project: str | None, wanted: dict[str, str]) -> list[Any]:
+    """Read the finished runs of W&B's project that is named, if one is."""
+    if project is None:
+        return []
+    from pipelines.tracked import tracked_runs
+
+    return tracked_runs(project, wanted.get("logger.group"))
 
 
 def _base(found: Sequence[Any], against: str) -> Any:
@@ -100,13 +112,13 @@ def write(tables: list[tuple[str, list[str], list[list[str]]]], found: Sequence[
     curves = {metric: {c.name: mean_curve(c, metric) for c in found} for metric in metrics}
     drawn = draw_curves({metric: {name: one for name, one in by.items() if len(one[0]) > 1} for metric, by in curves.items()},
                         folder / "curves.png")
-    runs = [f"{contender.name}: {', '.join(str(run.folder) for run in contender.runs)}" for contender in found]
+    runs = [f"{contender.name}: {', '.join(run.place for run in contender.runs)}" for contender in found]
     page = "\n\n".join([*(f"## {metric}\n\n{overview.markdown(header, body)}" for metric, header, body in tables),
                         *(["![curves](curves.png)"] if drawn else []), "## Runs", *(f"- {line}" for line in runs)])
     (folder / "report.md").write_text(f"# Report\n\n{page}\n", encoding="utf-8")
     parts = [f"<h2>{html.escape(metric)}</h2>{overview.table(header, body)}" for metric, header, body in tables]
     picture = "<img src='curves.png' alt='curves'>" if drawn else ""
-    listed = "".join(f"<li>{html.escape(line)}</li>" for line in runs)
+    listed = "".join(f"<li>{html.escape(c.name)}: {', '.join(map(overview.place, c.runs))}</li>" for c in found)
     (folder / "report.html").write_text("<!doctype html><meta charset='utf-8'><title>Report</title>"
                                         f"{overview.STYLE}<h1>Report</h1>{''.join(parts)}{picture}"
                                         f"<h2>Runs</h2><ul>{listed}</ul>\n", encoding="utf-8")
@@ -125,5 +137,5 @@ def differences(words: list[str]) -> int:
     for title, changes in (("settings", differing(one.settings, other.settings)), ("code and machine", differing(*code)),
                            ("packages", differing(last[0].get("packages", {}), last[1].get("packages", {}))),
                            ("figures", differing(one.results, other.results))):
-        describe.changes_table(title, (one.folder.name, other.folder.name), changes)
+        describe.changes_table(title, (Path(one.place).name, Path(other.place).name), changes)
     return 0

@@ -20,6 +20,8 @@ from pipelines.schema import RunConfig
 
 RECORD = "run.json"
 SETTINGS = "config.yaml"
+PICTURE = "loss.png"
+SWEEP = "sweep.yaml"  # in the folder of a search, beside the folders of its trials
 JOB = "job"  # the folder of what a queued run needs: its code, its settings, its script, its log
 LAST = "last.ckpt"  # a link to the newest checkpoint
 BEST = "best.ckpt"  # a link to the one with the best validation

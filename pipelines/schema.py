@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+TAG = 64  # characters
+
 
 def positive(name: str, value: float | None) -> None:
     """Refuse zero and negative values of `name`; None means "not set" and passes."""
@@ -46,6 +48,9 @@ class RunSection:
             raise ValueError(f"seeds: must leave all seeds from {self.seed} on in 0..2^32-1, not {self.seeds}")
         if self.name is not None and not re.fullmatch(r"(?!\.)[^/\\\x00-\x1f]+", self.name):
             raise ValueError(f"name: must be the name of one folder, not '{self.name}'; run.root says where it lies")
+        for tag in self.tags:
+            if not 1 <= len(tag) <= TAG:
+                raise ValueError(f"tags: W&B takes tags of 1 to {TAG} characters, not '{tag}'; run.notes holds longer texts")
 
 
 @dataclass(frozen=True)
@@ -169,10 +174,14 @@ class LoggerSection:
     """W&B team or user"""
     group: str | None = None
     """runs that belong together, for W&B and `fivefold report`"""
+    data: bool = True
+    """W&B: an artifact that lists what a finished run learned from: files with their digests, or what made the data"""
+    checkpoints: Literal["off", "reference", "upload"] = "reference"
+    """W&B: an artifact of a finished run's newest and best checkpoint; reference: where they lie and how large they are, upload: whole"""
 
     def without_effect(self) -> dict[str, str]:
         """Name the keys that only W&B reads."""
-        return dict.fromkeys(("mode", "project", "entity"), "name=csv leaves W&B out") if self.name == "csv" else {}
+        return dict.fromkeys(("mode", "project", "entity", "data", "checkpoints"), "name=csv leaves W&B out") if self.name == "csv" else {}
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,9 @@ def _same_as_before(folder: Path, sweep: Any, rest: list[str], seed: int) -> Non
     """Keep what decides the trials beside them; ConfigError where a sweep would go on as another one."""
     import yaml
 
-    kept, text = folder / "sweep.yaml", yaml.safe_dump({**sweep.content, "added": rest, "seed": seed}, sort_keys=False)
+    from pipelines.runs import SWEEP
+
+    kept, text = folder / SWEEP, yaml.safe_dump({**sweep.content, "added": rest, "seed": seed}, sort_keys=False)
     if kept.is_file() and kept.read_text() != text:
         raise ConfigError(f"run.name: {folder} holds a sweep of other settings, see {kept.name} there; choose another run.name")
     kept.write_text(text)

@@ -5,6 +5,9 @@ import io
 import os
 import secrets
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,16 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from pipelines.config import ConfigError, to_mapping
-from pipelines.schema import RunConfig
+from pipelines.artifacts import keep_artifacts
+from pipelines.config import ConfigError, files_chosen, to_mapping
+from pipelines.runs import PICTURE, SWEEP, read_record
+from pipelines.schema import TAG, RunConfig
 
 INIT_SECONDS = 30.0  # after which a W&B server that does not answer is given up, and the run kept on disk
 FINISH_SECONDS = 120.0  # for the upload that is left at the end
+UPLOAD_SECONDS = 1800.0  # where that includes checkpoints
+STARTED = "started"  # the key of W&B's config under which a run tells its last start, with these facts of it:
+TOLD = ("time", "host", "python", "from_step", "git_commit", "git_dirty", "packages")
 
 
 class MetricsFile(Logger):
@@ -92,6 +100,47 @@ class MetricsFile(Logger):
         self._start = self.path.stat().st_size
 
 
+class Tracker(WandbLogger):
+    """Lightning's logger of W&B, which lets a run go on without it where the process that W&B's client talks to has gone."""
+
+    def __init__(self, run: Any, folder: Path, prefix: str = "") -> None:
+        super().__init__(experiment=run, prefix=prefix)
+        self.folder, self.lost = folder, False
+
+    def beside(self, prefix: str) -> "Tracker":
+        """Return a logger of the same run, whose figures have a name before theirs."""
+        logger = Tracker(self.experiment, self.folder, prefix)
+        logger.lost = self.lost
+        return logger
+
+    def attempt(self, work: Callable[..., Any], *args: Any, **words: Any) -> None:
+        """Do what needs the process, if it is there; the first time that it is not costs a warning."""
+        if self.lost:
+            return
+        try:
+            work(*args, **words)
+        except ConnectionError:
+            self.lost = True
+            print(f"warning: W&B's own process has gone, and the run goes on without it; wandb sync {self.folder}/wandb/*run-* sends what "
+                  "was written before", file=sys.stderr)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.attempt(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        self.attempt(super().log_hyperparams, params)
+
+    @rank_zero_only
+    def log_table(self, *args: Any, **words: Any) -> None:
+        self.attempt(super().log_table, *args, **words)
+
+    @rank_zero_only
+    def log_image(self, *args: Any, **words: Any) -> None:
+        self.attempt(super().log_image, *args, **words)
+
+
 def wandb_mode(mode: str) -> str:
     """Turn `auto` into WANDB_MODE if that is set, else online when logged in and offline otherwise; never ask."""
     if mode != "auto":
@@ -111,7 +160,7 @@ def logged_in() -> bool:
         return True
 
 
-def wandb_logger(config: RunConfig, folder: Path) -> WandbLogger:
+def wandb_logger(config: RunConfig, folder: Path, work: str = "train") -> Tracker:
     """Start the W&B run; a resumed one goes on under the id kept in its folder. A server that fails costs a warning, not the run."""
     import wandb
 
@@ -119,42 +168,81 @@ def wandb_logger(config: RunConfig, folder: Path) -> WandbLogger:
     if mode == "online" and not logged_in():  # on a terminal, wandb would ask
         raise ConfigError("logger.mode: online, but W&B is not logged in; run wandb login, or write logger.mode=auto")
     try:
-        run = _start(config, folder, mode)
+        run = _start(config, folder, mode, work)
     except wandb.errors.Error as error:
         if mode == "offline":
             raise
         reason = str(error).splitlines()[0]
         print(f"warning: W&B is kept on disk, because the server does not take it ({reason})", file=sys.stderr)
         wandb.teardown()  # its service still holds the id
-        run = _start(config, folder, "offline")
+        run = _start(config, folder, "offline", work)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     if not run.offline:
         print(f"W&B: {run.url}")
-    return WandbLogger(experiment=run)
+    return Tracker(run, folder)
 
 
-def _start(config: RunConfig, folder: Path, mode: str) -> Any:
+def _start(config: RunConfig, folder: Path, mode: str, work: str) -> Any:
     import wandb
 
     kept = folder / "wandb-id"
     if not kept.exists():
         kept.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
-    return wandb.init(
+    uploads = config.logger.checkpoints == "upload"
+    run = wandb.init(
         name=folder.name, dir=folder, id=kept.read_text().strip(), resume="allow", mode=mode,  # type: ignore[arg-type]
-        project=config.logger.project, entity=config.logger.entity, group=config.logger.group, tags=list(config.run.tags),
-        notes=config.run.notes, job_type=config.method, config=to_mapping(config),
-        settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS),
+        project=config.logger.project, entity=config.logger.entity, group=config.logger.group, tags=labels(config),
+        notes=config.run.notes, job_type=kind_of_work(folder, work), config={"defaults": files_chosen(config), **to_mapping(config)},
+        settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS, finish_timeout_raises=True,
+                                finish_timeout=UPLOAD_SECONDS if uploads else FINISH_SECONDS),
     )
+    start: dict[str, Any] = next(reversed(read_record(folder).get("started", [])), {})
+    run.config.update({STARTED: {key: value for key, value in start.items() if key in TOLD}}, allow_val_change=True)
+    return run
 
 
-def close_wandb(loggers: list[Logger], picture: Path, failed: bool) -> None:
-    """Send the picture of a run and finish it in W&B, if it is there."""
+def labels(config: RunConfig) -> list[str]:
+    """Return the tags of a run: the user's, its method, its experiment and its optimizer."""
+    own = [config.method, config.experiment, f"optim={config.choices['optim']}"]
+    return list(dict.fromkeys([*config.run.tags, *(tag for tag in own if tag and len(tag) <= TAG)]))
+
+
+def kind_of_work(folder: Path, work: str) -> str:
+    """Name W&B's type of job: a training that an agent of W&B or a local search has started is part of a sweep."""
+    return "sweep" if "WANDB_SWEEP_ID" in os.environ or (folder.parent / SWEEP).is_file() else work
+
+
+def close_wandb(loggers: list[Logger], config: RunConfig, folder: Path, results: dict[str, float] | None) -> None:
+    """Send what a run leaves at its end and finish it in W&B, if it is there; `results` are its last figures, None if it did not finish."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            if picture.exists():
-                logger.log_image("loss", [str(picture)])
+        if isinstance(logger, Tracker):
             run = logger.experiment
-            run.finish(exit_code=int(failed))
-            if run.offline:
-                print(f"W&B: kept on disk; wandb sync {picture.parent}/wandb/offline-run-* sends it")
+            if (folder / PICTURE).exists():
+                logger.log_image("loss", [str(folder / PICTURE)])
+            if results is not None:
+                logger.attempt(run.summary.update, results)
+                logger.attempt(keep_artifacts, run, config, folder)
+            logger.attempt(_finish, run, folder, failed=results is None)
+            if logger.lost:
+                _forget()
+
+
+def _forget() -> None:
+    """Have W&B's client let go of a process that has gone, which it would otherwise look for at the interpreter's end."""
+    import wandb
+
+    with suppress(ConnectionError):
+        wandb.teardown()
+
+
+def _finish(run: Any, folder: Path, failed: bool) -> None:
+    """Wait for what is still on its way, though not for ever, and say how to send what is on disk."""
+    began = time.monotonic()
+    try:
+        run.finish(exit_code=int(failed))
+    except TimeoutError:
+        print(f"warning: W&B did not take all in {time.monotonic() - began:.0f} s; wandb sync {folder}/wandb/run-* sends the rest",
+              file=sys.stderr)
+    if run.offline:
+        print(f"W&B: kept on disk; wandb sync {folder}/wandb/offline-run-* sends it")

@@ -11,7 +11,7 @@ from pipelines.config import ConfigError, ConfigWarning, compose, split_flags
 from pipelines.processes import rank
 from pipelines.requeue import is_queued_again
 from pipelines.resume import Place, place_for, way_on, with_settings_of_run
-from pipelines.runs import JOB, claim, command_line, end_record, never_began, start_record
+from pipelines.runs import JOB, PICTURE, claim, command_line, end_record, never_began, start_record
 from pipelines.schema import RunConfig
 from pipelines.seeds import train_seeds
 from pipelines.slurm import check_step, in_job
@@ -49,7 +49,7 @@ def train(config: RunConfig) -> int:
     print(f"run folder: {place.folder}" + (f" (resumed at step {place.step})" if place.checkpoint else ""), flush=True)
     began = time.monotonic()
     try:
-        results, status = _fit(config, place)
+        results, status = _fit(config, place, began)
     except SystemExit:  # how Lightning passes a Ctrl-C on
         _give_up(place, KeyboardInterrupt())
         raise KeyboardInterrupt from None
@@ -58,7 +58,6 @@ def train(config: RunConfig) -> int:
         raise
     finally:
         lock.close()
-    results["seconds"] = time.monotonic() - began
     end_record(place.folder, status, results)
     describe.results_table(results, place.folder, status)
     if status != "finished":
@@ -68,7 +67,7 @@ def train(config: RunConfig) -> int:
 
 def _follow(config: RunConfig, place: Place) -> int:
     """Train as one of several processes that is not the first: it writes nothing."""
-    _, status = _fit(config, place)
+    _, status = _fit(config, place, time.monotonic())
     return _exit_status(status)
 
 
@@ -91,8 +90,8 @@ def _give_up(place: Place, error: BaseException) -> None:
         error.add_note(note)
 
 
-def _fit(config: RunConfig, place: Place) -> tuple[dict[str, float], str]:
-    """Run Lightning; return the last validation figures and how the run ended."""
+def _fit(config: RunConfig, place: Place, began: float) -> tuple[dict[str, float], str]:
+    """Run Lightning; return the last validation figures, with the seconds since `began`, and how the run ended."""
     from lightning_modules.base import NothingToTrain
     from pipelines.build import build
     from pipelines.checkpoints import Interrupted
@@ -101,24 +100,25 @@ def _fit(config: RunConfig, place: Place) -> tuple[dict[str, float], str]:
     from pipelines.tracking import close_wandb
 
     built = build(config, place.folder)
-    trainer, picture, failed = built.trainer, place.folder / "loss.png", True
+    trainer, done = built.trainer, False
+    results: dict[str, float] = {}
     try:
         run_phases(config, built)
         trainer.fit(built.module, datamodule=built.data, ckpt_path=place.checkpoint, weights_only=True if place.checkpoint else None)
         built.validate_if_needed()
-        failed = False
+        results, done = {"step": trainer.global_step, **built.record.metrics}, True
     except Interrupted:
-        return {"step": trainer.global_step}, "interrupted"
+        results = {"step": trainer.global_step}
     except NothingToTrain as made:
-        failed = False
+        done = True
         if rank() == 0:
             print(made)
-        return {}, "finished"
     finally:
+        results["seconds"] = time.monotonic() - began
         if rank() == 0:
-            draw_loss(place.folder / "metrics.csv", picture)
-            close_wandb(built.loggers, picture, failed)
-    return {"step": trainer.global_step, **built.record.metrics}, "finished"
+            draw_loss(place.folder / "metrics.csv", place.folder / PICTURE)
+            close_wandb(built.loggers, config, place.folder, results if done else None)
+    return results, "finished" if done else "interrupted"
 
 
 def try_out(config: RunConfig) -> int:

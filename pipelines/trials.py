@@ -73,7 +73,9 @@ class Trials:
             time.sleep(LOOK)
         slot = min(set(range(self.parallel)) - {running.slot for running in self.running})
         finished = read_record(folder).get("status") == "finished"
-        command = [*self.sweep.line(trial.params), *self.words, f"run.root={self.folder}", f"run.name={folder.name}", "run.resume=auto"]
+        drawn = [*self.sweep.line(trial.params), *self.words]
+        group = [] if any(word.startswith("logger.group=") for word in drawn) else [f"logger.group={self.folder.name}"]
+        command = [*drawn, *group, f"run.root={self.folder}", f"run.name={folder.name}", "run.resume=auto"]
         command = [sys.executable, "-c", ""] if finished else [sys.executable, "-m", "pipelines", "train", *command]
         with (self.folder / f"{folder.name}.log").open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment(slot),

@@ -40,6 +40,35 @@ def fivefold(fivefold_in, tmp_path):
     return partial(fivefold_in, tmp_path)
 
 
+@pytest.fixture
+def logged_out(monkeypatch, tmp_path):
+    """Hide the W&B credentials of whoever runs the tests; wandb must be told to look at the environment again."""
+    import wandb
+
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_SWEEP_ID", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def small_wandb(logged_out, monkeypatch):
+    """Log in to a small W&B server of this process's own."""
+    import wandb
+
+    from tests.pipelines.small_wandb import SmallWandb
+
+    server = SmallWandb()
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", f"secret{0:034}")
+    wandb.teardown()
+    yield server
+    wandb.teardown()
+    server.close()
+
+
 @dataclass(frozen=True)
 class Done:
     """What a command line returned and printed."""

@@ -1,4 +1,4 @@
-"""Every command that the README prints does what it says there."""
+"""Every command that the README prints does what it says there, and the pages' trainings and examinations compose."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from datamodules.tokenization import train_tokenizer
 from lightning_modules.language.llama import new_llama
 from pipelines.__main__ import COMMANDS
 from pipelines.catalog import choices_of
+from pipelines.evidence import finished_runs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
@@ -24,8 +25,18 @@ def commands_in(text):
             if line.startswith(("make", "fivefold"))]
 
 
+def words_of(line):
+    return shlex.split(line, comments=True)
+
+
+def is_composed(line):
+    """Tell whether a line takes the settings of a training."""
+    return words_of(line)[1:2] == ["train"] or (words_of(line)[1:2] == ["evaluate"] and "run=FOLDER" not in line)
+
+
 COMMAND_LINES = commands_in(README)
 DOCUMENTED = sorted({line for page in PAGES for line in commands_in(page.read_text())} - set(COMMAND_LINES))
+OTHERS = [line for line in [*COMMAND_LINES, *DOCUMENTED] if line.startswith("fivefold") and not is_composed(line) and "submit" not in line]
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +47,9 @@ def finished(tmp_path_factory):
     root, threads = tmp_path_factory.mktemp("readme"), torch.get_num_threads()
     cache = tmp_path_factory.getbasetemp().parent / "fivefold-cache"
     assert main(["train", "experiment=fira_debug", f"run.root={root}", "run.name=done", f"data.cache={cache}", "trainer.threads=1",
-                 "trainer.max_steps=2", "checkpoint.every_n_steps=1"]) == 0
+                 "logger.group=shown", "trainer.max_steps=2", "checkpoint.every_n_steps=1"]) == 0
     torch.set_num_threads(threads)
     return root / "done"
-
-
-def words_of(line):
-    return shlex.split(line, comments=True)
 
 
 def test_the_readme_shows_make_targets_and_every_command():
@@ -76,18 +83,19 @@ def test_submitted_commands_make_a_script(here, line, monkeypatch):
 
 
 @pytest.mark.parametrize("line", [pytest.param(line, marks=pytest.mark.slow) if " estimate " in line else line
-                                  for line in COMMAND_LINES if words_of(line)[0] == "fivefold" and "train" not in line])
-def test_other_commands_run(here, finished, tmp_path, line):
+                                  for line in OTHERS])
+def test_other_commands_run(here, finished, tmp_path, line, monkeypatch):
+    monkeypatch.setattr("pipelines.tracked.tracked_runs", lambda project, group: finished_runs([finished]))  # W&B is not asked
     trial = ["--dry-run"] if "--local" in line else []  # whole sweeps are those of test_sweep.py
-    trial += [f"run.root={tmp_path}", "logger=csv"] if "evaluate method=" in line else []
-    done = here(*(word.replace("FOLDER", str(finished)).replace("RUNS", str(finished.parent)) for word in words_of(line)[1:]), *trial)
+    known = {"FOLDER": str(finished), "RUNS": str(finished.parent), "group=NAME": "group=shown"}
+    done = here(*(re.sub("|".join(known), lambda found: known[found[0]], word) for word in words_of(line)[1:]), *trial)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip()
     assert all((tmp_path / word.removeprefix("to=")).exists() for word in words_of(line) if word.startswith("to="))
 
 
 def test_the_fine_tuning_command_trains_a_local_model_on_local_rows(here, tmp_path, cache):
-    line = next(line for line in COMMAND_LINES if "module.pretrained=MODEL" in line)
+    line = next(line for line in DOCUMENTED if "data.tokenizer=MODEL" in line)
     rows = [{"question": f"What is {n} plus one?", "answer": n + 1} for n in range(400)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = train_tokenizer([f"Question: {row['question']} Answer: {row['answer']}" for row in rows], 300)
@@ -125,12 +133,10 @@ def test_experiments_and_links_that_the_readme_names_exist():
     assert all((REPOSITORY / link).is_file() for link in links)
 
 
-@pytest.mark.parametrize("line", DOCUMENTED)
-def test_commands_of_the_pages_that_the_readme_does_not_show_compose(here, line):
-    """Trainings, and examinations, which take the settings of a training."""
-    words = words_of(line)
-    assert words[:2] == ["fivefold", "train"] or (words[:2] == ["fivefold", "evaluate"] and words[2].startswith("method="))
-    done = here("train", *words[2:], *([] if "--help" in words else ["--cfg"]))
+@pytest.mark.parametrize("line", [line for line in DOCUMENTED if is_composed(line)])
+def test_commands_of_the_pages_that_the_readme_does_not_show_compose(here, finished, line):
+    words = [word.replace("run.resume=FOLDER", f"run.resume={finished}") for word in words_of(line)[2:]]
+    done = here("train", *words, *([] if "--help" in words else ["--cfg"]))
     assert done.returncode == 0, done.stderr
 
 

@@ -1,5 +1,6 @@
 """The soak: its faults do what they say, its verdicts tell good ends from bad ones, and a stand-in run that forgets a step is found out."""
 
+import csv
 import random
 import signal
 import subprocess
@@ -104,3 +105,13 @@ def test_a_full_disk_has_no_byte_left(tmp_path):
 ])
 def test_ends_are_judged_by_status_and_by_what_was_said(fault, status, said, verdict):
     assert soak.Start(fault, 3, status, said).verdict == verdict
+
+
+def test_a_run_whose_wandb_process_is_killed_goes_on_with_one_warning(tmp_path, cache):
+    soaked = soak.Soak("fira", tmp_path, [f"data.cache={cache}"], 8, random.Random(1))
+    start = soaked.disturbed("run", "W&B service gone", soak.end_service)
+    assert start.verdict == "went on", start.said
+    assert "Traceback" not in start.said
+    assert start.said.count("warning: W&B's own process has gone") == 1
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(8))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from scipy.stats import ttest_1samp, ttest_rel, wilcoxon
 
-from pipelines.evidence import contenders, difference, finished_runs, mean_curve, read_run, summary
+from pipelines.evidence import contenders, difference, finished_runs, mean_curve, read_run, summary, with_settings
 
 
 def a_run(root, name, seed, results, status="finished", time=0.0, group=None, curve=(), **settings):
@@ -48,7 +48,7 @@ def values_of(root, optim, seeds):
 
 
 def test_means_intervals_and_paired_tests_are_those_of_scipy(root):
-    adamw, fira = contenders(finished_runs([root], {"logger.group": "g"}))
+    adamw, fira = contenders(with_settings(finished_runs([root]), {"logger.group": "g"}))
     assert (adamw.name, fira.name) == ("optim=adamw", "optim=fira")
     values = values_of(root, "adamw", range(1, 5))
     known, told = ttest_1samp(values, 0).confidence_interval(0.95), summary(adamw.values("val/loss").values())
@@ -62,11 +62,13 @@ def test_means_intervals_and_paired_tests_are_those_of_scipy(root):
     assert apart.wilcoxon == pytest.approx(wilcoxon(mine, theirs).pvalue)
 
 
-def test_one_seed_has_no_interval_and_no_test(tmp_path):
+def test_one_seed_has_no_interval_and_no_test_nor_have_figures_that_are_not_finite(tmp_path):
     a_run(tmp_path, "one", 1, {"val/loss": 1.0}, optim__lr=1)
     a_run(tmp_path, "two", 1, {"val/loss": 3.0}, optim__lr=2)
-    one, two = contenders(finished_runs([tmp_path], {}))
+    one, two = contenders(finished_runs([tmp_path]))
     assert np.isnan(summary([1.0]).half)
+    assert (summary([1.0, np.inf]).mean, summary([1.0, np.inf]).n) == (np.inf, 2)
+    assert np.isnan([summary([1.0, np.nan]).mean, summary([1.0, np.inf]).half]).all()
     apart = difference(two, one, "val/loss")
     assert apart.summary.mean == 2.0
     assert np.isnan([apart.summary.half, apart.t_test, apart.wilcoxon]).all()
@@ -75,18 +77,18 @@ def test_one_seed_has_no_interval_and_no_test(tmp_path):
 def test_of_two_runs_of_one_seed_the_newer_counts(tmp_path):
     a_run(tmp_path, "old", 1, {"val/loss": 1.0}, time=1.0)
     a_run(tmp_path, "new", 1, {"val/loss": 2.0}, time=2.0)
-    (only,) = contenders(finished_runs([tmp_path], {}))
+    (only,) = contenders(finished_runs([tmp_path]))
     assert only.values("val/loss") == {1: 2.0}
 
 
 def test_contenders_that_files_do_not_tell_apart_are_named_by_their_values(tmp_path):
     for lr in (1, 2):
         a_run(tmp_path, f"a{lr}", 1, {"val/loss": 1.0}, defaults__optim="fira", optim__lr=lr, trainer__threads=lr)
-    assert [c.name for c in contenders(finished_runs([tmp_path], {}))] == ["optim.lr=1", "optim.lr=2"]
+    assert [c.name for c in contenders(finished_runs([tmp_path]))] == ["optim.lr=1", "optim.lr=2"]
 
 
 def test_the_mean_curve_is_taken_where_all_seeds_were_measured(root):
-    adamw, _ = contenders(finished_runs([root], {"logger.group": "g"}))
+    adamw, _ = contenders(with_settings(finished_runs([root]), {"logger.group": "g"}))
     (root / "adamw-1" / "metrics.csv").write_text("step,epoch,val/loss\n5,0,1.0\n8,0,2.0\n")
     steps, means, halves = mean_curve(adamw, "val/loss")
     assert steps.tolist() == [6, 9]

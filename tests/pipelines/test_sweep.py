@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines import trials as trials_of_sweeps
+from pipelines.search import open_study, read_sweep, suggest
+
 SERVER = Path(__file__).resolve().parents[3] / "shared" / "tools" / "fake_wandb_server.py"
 SWEEP = {
     "method": "random", "metric": {"name": "val/loss", "goal": "minimize"},
@@ -150,3 +153,14 @@ def test_wandbs_agent_runs_the_same_file(fivefold_in, tmp_path, cache, file):
     chosen = {tuple(word for word in record["started"][0]["command"] if word.startswith("optim.")) for record in records}
     assert len(chosen) == 2
     assert all(len(words) == 2 for words in chosen)
+
+
+@pytest.mark.parametrize(("words", "group"), [([], "logger.group=found"), (["logger.group=own"], "logger.group=own")])
+def test_the_trials_of_a_local_search_are_a_group(words, group, file, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(trials_of_sweeps.subprocess, "Popen", lambda command, **rest: started.append(command))
+    sweep, folder = read_sweep(str(file)), tmp_path / "found"
+    folder.mkdir()
+    study = open_study(sweep, folder)
+    trials_of_sweeps.Trials(sweep, study, folder, words).start(suggest(study, sweep, 1))
+    assert [word for word in started[0] if word.startswith("logger.group=")] == [group]

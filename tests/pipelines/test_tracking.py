@@ -9,7 +9,7 @@ import wandb
 
 from pipelines import tracking
 from pipelines.config import ConfigError, compose
-from pipelines.tracking import MetricsFile, close_wandb, wandb_logger, wandb_mode
+from pipelines.tracking import MetricsFile, close_wandb, kind_of_work, labels, wandb_logger, wandb_mode
 
 
 def read(folder):
@@ -73,17 +73,6 @@ def test_rewinding_to_the_start_and_without_a_file_leave_nothing_behind(tmp_path
     assert read(tmp_path) == [{"step": "0", "train/lr": "0.5"}]
 
 
-@pytest.fixture
-def logged_out(monkeypatch, tmp_path):
-    """Hide the credentials of whoever runs the tests; wandb must be told to look at the environment again."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    wandb.teardown()
-    yield
-    wandb.teardown()
-
-
 def test_auto_is_online_only_with_credentials_for_the_server_in_use(logged_out, monkeypatch, tmp_path):
     assert wandb_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
@@ -107,7 +96,7 @@ def track(tmp_path, *words):
     config = compose(["experiment=fira_debug", "logger=wandb", *words])
     logger = wandb_logger(config, tmp_path)
     logger.log_metrics({"train/loss": torch.tensor(1.5).item()}, step=0)
-    close_wandb([logger], tmp_path / "loss.png", failed=False)
+    close_wandb([logger], config, tmp_path, {"val/loss": 1.25})
     return sorted(path.name for path in (tmp_path / "wandb").glob("*run-*"))
 
 
@@ -138,3 +127,32 @@ def test_a_server_that_cannot_be_used_costs_a_warning_and_a_moment_not_the_run(l
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(warned) == 1
     assert "W&B is kept on disk" in warned[0]
+
+
+def test_a_server_that_goes_away_in_the_middle_of_a_run_costs_a_moment_and_a_line(small_wandb, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 2.0)
+    config = compose(["experiment=fira_debug", "logger=wandb", "logger.checkpoints=off", "logger.data=false"])
+    logger = wandb_logger(config, tmp_path)
+    small_wandb.close()
+    logger.log_metrics({"train/loss": 1.5}, step=0)
+    began = time.monotonic()
+    close_wandb([logger], config, tmp_path, {"val/loss": 1.25})
+    assert time.monotonic() - began < 30
+    assert f"wandb sync {tmp_path}/wandb/run-* sends the rest" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("wandb/run-*/run-*.wandb"))) == 1
+
+
+def test_the_tags_are_the_users_and_what_the_run_is(tmp_path):
+    config = compose(["experiment=fira_debug", "optim=galore", "run.tags=[mine,fira]"])
+    assert labels(config) == ["mine", "fira", "fira_debug", "optim=galore"]
+    with pytest.raises(ConfigError, match=r"run\.tags: W&B takes tags of 1 to 64 characters, not 'x{65}'"):
+        compose(["method=fira", f"run.tags=[{'x' * 65}]"])
+
+
+def test_the_type_of_job_is_the_command_or_the_search_that_a_training_belongs_to(logged_out, monkeypatch, tmp_path):
+    assert [kind_of_work(tmp_path / "run", work) for work in ("train", "evaluate")] == ["train", "evaluate"]
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")  # as W&B's agent does
+    assert kind_of_work(tmp_path / "run", "train") == "sweep"
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    (tmp_path / "sweep.yaml").touch()  # as a local search does
+    assert kind_of_work(tmp_path / "trial-000", "train") == "sweep"
