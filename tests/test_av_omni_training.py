@@ -45,8 +45,8 @@ def test_a_run_is_examined_before_and_after_and_so_it_is_by_evaluate_and_as_it_i
     model = ["method=av_odyssey", "module.adapter=qwen2_5_omni"]
     before = here("evaluate", *model, *asked, f"run.root={tmp_path}", "run.name=before")
     assert before.returncode == 0, before.stderr
-    words = latest([*WORDS, *asked, "data.items=16", "data.batch_size=8", "module.omni.lora.rank=8", "optim.lr=0.02", "trainer.max_steps=24",
-                    "checkpoint.every_n_steps=24", "module.before=true", f"run.root={tmp_path}", "run.name=run"])
+    words = latest([*WORDS, *asked, "data.items=16", "data.batch_size=8", "module.omni.lora.rank=8", "optim.lr=0.02",
+                    "trainer.max_steps=24", "checkpoint.every_n_steps=24", "module.before=true", f"run.root={tmp_path}", "run.name=run"])
     trained = here(*words)
     assert trained.returncode == 0, trained.stderr
     curve = rows(tmp_path / "run")

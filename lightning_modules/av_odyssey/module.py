@@ -182,7 +182,8 @@ class AvOdysseyModule(ExaminedModule):
         """Refuse weights of other parts than those that learn here: Lightning would pass over them without a word."""
         saved = checkpoint.get("state_dict", {}).keys()
         if self.network is not None and saved and (other := saved ^ self._learning()):
-            raise ValueError(f"module.omni: other parts learnt in this checkpoint, such as {min(other)}; leave module.omni as its run has it")
+            raise ValueError(f"module.omni: other parts learnt in this checkpoint, such as {min(other)}; "
+                             "leave module.omni as its run has it")
 
     def configure_optimizers(self) -> Any:
         return super().configure_optimizers() if self.model is not None or self.network is not None else None
