@@ -28,6 +28,7 @@ TEACHINGS = {  # words to train with, and the name in the table
 TASKS = ("count", "loudness", "pitch", "duration")
 PROFILES = ("paper", "hard", "timbre", "noise", "confound", "paper_clipped")
 CONTROLS = {"silent": "silent", "shuffled": "other sounds", "single_clip": "second sound is the first", "swapped": "exchanged"}
+OF_PAIRS = ("single_clip", "swapped")  # which leave a count's one sound as it is
 QUESTIONS = 100  # of each task and profile
 COMMON = ("logger=csv", "trainer.accelerator=cpu", "trainer.threads=1", "data.split=test", f"data.questions={QUESTIONS}")
 
@@ -68,9 +69,10 @@ def cell(shares: list[float]) -> str:
     return f"{100 * right / asked:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}], {100 * min(shares):.0f}"
 
 
-def rows_of(title: str, profile: str, runs: list[dict[str, float]]) -> str:
-    shares = [[run[f"{profile}/{task}"] for run in runs] for task in TASKS]
-    return f"| {title} | " + " | ".join(cell(values) for values in shares) + " |"
+def row(title: str, profile: str, runs: list[dict[str, float]], control: str = "none") -> str:
+    """Lay out one profile, under one control; a cell stays empty where the control changes nothing."""
+    cells = ["" if task == "count" and control in OF_PAIRS else cell([run[f"{profile}/{task}"] for run in runs]) for task in TASKS]
+    return "| " + " | ".join((title, *cells)) + " |"
 
 
 def report(found: dict[str, list[dict[str, float]]], controls: dict[str, list[dict[str, float]]]) -> str:
@@ -78,8 +80,9 @@ def report(found: dict[str, list[dict[str, float]]], controls: dict[str, list[di
     head = ["| " + " | ".join(("questions", *TASKS)) + " |", "| --- | " + " | ".join("---" for _ in TASKS) + " |"]
     parts = []
     for name, runs in found.items():
-        rows = [rows_of(profile, profile, runs) for profile in PROFILES]
-        rows += [rows_of(f"hard, {CONTROLS[control]}", "hard", those) for control, those in controls.items() if name == next(iter(found))]
+        rows = [row(profile, profile, runs) for profile in PROFILES]
+        if name == next(iter(found)):
+            rows += [row(f"hard, {CONTROLS[control]}", "hard", those, control) for control, those in controls.items()]
         parts.append("\n".join([f"**Taught by questions {TEACHINGS[name][1]}**", "", *head, *rows]))
     return "\n\n".join(parts)
 
