@@ -60,11 +60,16 @@ class Exam:
         return Damage(found, len(self.questions), counted)
 
     def loader(self, finished: Iterable[str], rank: int, processes: int, size: int, in_step: bool = False, workers: int = 0) -> DataLoader:
-        """Load this process's share of what is not finished; `in_step` gives all as many batches, with spare ones at the end."""
+        """Load this process's share of what is not finished; `in_step` gives all as many batches, with spare ones at the end.
+
+        Where all is finished each process has one batch of nothing: Lightning would not validate, and no report would be made.
+        """
         shares = plan(self.items, {*finished, *self.unusable}, processes, size)
         steps = max(map(len, shares)) if in_step else len(shares[rank])
         spares = [batch for share in shares for batch in share[:1]][:1] * (steps - len(shares[rank]))
         batches = [(batch, False) for batch in shares[rank]] + [(batch, True) for batch in spares]
+        if not any(shares):
+            batches = [([], True)]
         return DataLoader(_Batches(self.questions, batches), batch_size=None, shuffle=False, num_workers=workers)
 
 

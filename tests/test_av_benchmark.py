@@ -113,3 +113,18 @@ def test_an_omni_models_letters_are_a_metric_of_their_own_and_spatial_tasks_are_
     with (tmp_path / "one/tables/checks.csv").open() as file:
         assert {row["check"]: row["holds"] for row in csv.DictReader(file)} == {
             "batch equals single": "True", "front end keeps loudness": "True"}
+
+
+def test_what_was_killed_between_its_last_answer_and_its_report_is_still_reported(here, tmp_path):
+    words = ["evaluate", "method=av_odyssey", "module.adapter=oracle", "data.questions=2", "data.profiles=[hard]", "logger=csv",
+             "trainer.accelerator=cpu", f"run.root={tmp_path}", "run.name=run"]
+    whole = here(*words)
+    assert whole.returncode == 0, whole.stderr
+    (tmp_path / "run/report.html").unlink()
+    shutil.rmtree(tmp_path / "run/tables", ignore_errors=True)
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "run/run.json").write_text(json.dumps({**record, "status": "running", "results": {}}))
+    again = here(*words, "run.resume=auto")
+    assert again.returncode == 0, again.stderr
+    assert figures(again) == figures(whole)
+    assert (tmp_path / "run/report.html").is_file()

@@ -75,7 +75,7 @@ class ExaminedModule(SteadyFrequencies):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if not batch.spare:
             self.examination.ask(self.asked, batch.items, batch.questions, self.data.in_step)
-        else:  # other processes need this one to gather their weights
+        elif batch.questions:  # other processes need this one to gather their weights
             self.asked.replies(batch.questions)
 
     def on_validation_epoch_end(self) -> None:

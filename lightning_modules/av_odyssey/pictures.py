@@ -62,7 +62,8 @@ def failure_figure(question: Question, reply: str) -> "Figure":
         axes.set_xlabel("s")
         axes.set_ylabel("kHz")
     said = " ".join(reply.split())[:60]
-    figure.suptitle(f"{question.id} {question.task}: right is {question.answer}, said was {said!r}", fontsize="small")
+    figure.suptitle(f"{question.id} {question.task}: right is {question.answer}, said was {said!r}", fontsize="small",
+                    parse_math=False)  # a dollar in a reply is a dollar
     return figure
 
 

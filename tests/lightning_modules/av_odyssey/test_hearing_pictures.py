@@ -1,5 +1,6 @@
 """Pictures of what a model hears show the figures that they were given."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ def test_the_curve_of_gaps_has_a_point_a_gap_and_a_line_at_the_threshold():
 def test_a_failure_shows_each_sound_and_what_was_said():
     media = {"audio1": tone(500, 0.5), "audio2": tone(900, 0.5)}
     question = Question("29_1", "pitch", 29, "DeafTest hard", "[audio1] or [audio2]?", ("first", "second"), "B", media)
+    failure_figure(question, "$\\x^$ \x19").savefig(BytesIO())  # which is no formula
     figure = failure_figure(question, "A\n")
     assert [axes.get_title() for axes in figure.axes] == ["audio1", "audio2"]
     assert figure.get_suptitle() == "29_1 pitch: right is B, said was 'A'"
