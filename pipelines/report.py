@@ -35,6 +35,9 @@ def gather(words: list[str]) -> int:
     """Print and write the report of many runs."""
     from pipelines.evidence import contenders, finished_runs, shared_metrics, with_settings
 
+    keys = [word.partition("=")[0] for word in words if "=" in word]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ConfigError(f"{twice[0]}: written twice, and a run has only one; leave it out and name the folders of the runs")
     own = {key: text for key, _, text in (word.partition("=") for word in words if "=" in word)}
     metrics = [name for name in own.pop("metric", "").split(",") if name]
     against, to = own.pop("against", ""), Path(own.pop("to", ".")).expanduser().absolute()

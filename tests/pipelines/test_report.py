@@ -146,6 +146,7 @@ def test_diff_names_what_two_runs_differ_in_and_nothing_else(root, here):
     (["ROOT", "metric=val/los"], "metric: no run has val/los. Did you mean 'val/loss'?"),
     (["ROOT", "optim.lrr=1"], "optim.lrr: no run has such a key. Did you mean 'optim.lr'?"),
     (["/nowhere"], "report: /nowhere is no folder"),
+    (["ROOT", "group=g", "group=h"], "group: written twice, and a run has only one; leave it out and name the folders of the runs"),
     (["ROOT", "group=g", "against=sgd"], "against: sgd names 0 contenders; there are: optim=adamw; optim=fira"),
     (["diff", "ROOT"], "report: diff needs two run folders"), (["diff", "ROOT", "ROOT"], "is no run folder"),
 ])
