@@ -108,9 +108,9 @@ class Tracker(WandbLogger):
         self.folder, self.lost = folder, False
 
     def beside(self, prefix: str) -> "Tracker":
-        """Return a logger of the same run, whose figures have a name before theirs."""
+        """Return a logger of the same run, whose figures have a name before theirs; what it loses is lost to this one, too."""
         logger = Tracker(self.experiment, self.folder, prefix)
-        logger.lost = self.lost
+        logger.attempt = self.attempt  # type: ignore[method-assign]
         return logger
 
     def attempt(self, work: Callable[..., Any], *args: Any, **words: Any) -> None:

@@ -17,7 +17,7 @@ from lightning_modules.av_odyssey.words import END, PAD, SOUND, VOCABULARY
 
 CLIPS = 4  # most clips of a question
 IGNORED = -100
-PLAIN = 8.0  # how much larger readings are than in their own units
+READING_SCALE = 8.0  # by which readings are enlarged beside the normed vector
 
 
 class SmallModel(nn.Module):
@@ -39,7 +39,7 @@ class SmallModel(nn.Module):
         row, column = (words == SOUND).nonzero(as_tuple=True)
         number = (words == SOUND).cumsum(1)[row, column] - 1
         clip = clips[row, number]
-        sounds = self.project(torch.cat([self.norm(clip), PLAIN * self.encoder.read(clip)], -1)) + self.place(number)
+        sounds = self.project(torch.cat([self.norm(clip), READING_SCALE * self.encoder.read(clip)], -1)) + self.place(number)
         return found.index_put((row, column), sounds.to(found.dtype))
 
     def loss(self, words: Tensor, labels: Tensor, clips: Tensor) -> Tensor:
