@@ -60,6 +60,7 @@ $(VENV)/ready: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/ready-dev: $(VENV)/ready
 	$(PIP) --no-build-isolation -e .[dev]
 	$(PIP) --no-deps sweeps==0.3.0  # W&B's schema of sweep files: it asks for an older numpy than it needs
+	$(PIP) --no-deps --upgrade --target $(VENV)/seeing torchvision timm  # for one test's own process: PyPI builds torchvision for CUDA alone
 	touch $@
 
 $(VENV)/ready-bench: $(VENV)/ready-dev

@@ -63,7 +63,8 @@ class ExaminedModule(SteadyFrequencies):
 
     def on_validation_epoch_start(self) -> None:
         self.asked = self.adapter
-        self.checks = self.asked.checks()
+        with self.trainer.precision_plugin.forward_context():  # in which questions are asked, too
+            self.checks = self.asked.checks()
         for row in [check.row for check in self.checks if not check.holds] if self.trainer.is_global_zero else []:
             log.warning("%s: measured %g, the limit is %g; %s", *row[:3], row[4])
         if self.kept_in is not None and self.trainer.is_global_zero:

@@ -15,15 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from datamodules.av_questions import Question
-from lightning_modules.av_odyssey.omni import OmniAdapter, OmniSection
+from lightning_modules.av_odyssey.omni import OmniAdapter
 from lightning_modules.av_odyssey.words import reply_of, text_of
 from lightning_modules.language.head import logits_only_at
 from lightning_modules.language.lora import LINEAR, add_lora, attention_projections
 
-END_OF_TURN = "<|im_end|>"
 IGNORED = -100
 LANGUAGE = re.compile(r"(.*\.)?language_model\.")
-PROJECTOR = "audio_tower.proj"
 
 
 class Lessons(Dataset):
@@ -38,7 +36,7 @@ class Lessons(Dataset):
 
 def lesson(adapter: OmniAdapter, questions: Sequence[Question]) -> dict[str, Tensor]:
     """Turn questions with their replies into a batch, padded on the left."""
-    replies = [text_of(reply_of(question, content=True)) + END_OF_TURN for question in questions]
+    replies = [text_of(reply_of(question, content=True)) + adapter.kind.end for question in questions]
     shown = [adapter.shown(question) for question in questions]
     given = adapter.given([replace(one, text=one.text + reply) for one, reply in zip(shown, replies, strict=True)])
     words = given["input_ids"]
@@ -63,14 +61,21 @@ def reply_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return (losses.sum(1) / (wanted != IGNORED).sum(1)).mean()
 
 
-def made_ready(model: Any, section: OmniSection) -> Any:
-    """Freeze a thinker but for what `section` says is to learn; return it, with adapters if those are it."""
+def made_ready(adapter: OmniAdapter) -> Any:
+    """Freeze a model but for what its section says is to learn; return it, with adapters if those are it.
+
+    Raises ValueError for a kind that cannot be trained.
+    """
+    if not adapter.kind.learns:
+        raise ValueError(f"module.adapter: {adapter.kind.title} has adapters of its own, and no others are trained beside them; "
+                         "evaluate it with strategy=single or ddp, or train another model")
+    model, section = adapter.model, adapter.section
     model.requires_grad_(False)
     if section.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if section.train == "lora":
         return add_lora(model, replace(section.lora, targets=layers_for_lora(model, section.lora.targets)))
-    model.get_submodule(f"model.{PROJECTOR}").requires_grad_(True)
+    model.get_submodule(adapter.kind.projector).requires_grad_(True)
     return model
 
 
@@ -88,10 +93,9 @@ def layers_for_lora(model: nn.Module, targets: Sequence[str]) -> list[str]:
     return [name for name in linear if any(f".{name}".endswith(f".{target}") for target in wanted)]
 
 
-def blocks_to_shard(model: nn.Module) -> list[nn.Module]:
+def blocks_to_shard(adapter: OmniAdapter) -> list[nn.Module]:
     """Return the layers of ear, eye and language model: the parts to gather one at a time."""
-    kinds = ("Qwen2_5OmniAudioEncoderLayer", "Qwen2_5OmniVisionBlock", "Qwen2_5OmniDecoderLayer")
-    return [part for part in model.modules() if type(part).__name__ in kinds]
+    return [part for part in adapter.model.modules() if type(part).__name__ in adapter.kind.blocks]
 
 
 def save_merged(adapter: OmniAdapter, folder: Path) -> None:

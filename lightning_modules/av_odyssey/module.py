@@ -26,6 +26,7 @@ from lightning_modules.av_odyssey.adapter import Adapter
 from lightning_modules.av_odyssey.ear import EarSection, ear_phase, load_ear
 from lightning_modules.av_odyssey.examined import ExaminedModule
 from lightning_modules.av_odyssey.hearing import mel_filters
+from lightning_modules.av_odyssey.kinds import OMNI
 from lightning_modules.av_odyssey.lessons import Lessons, blocks_to_shard, made_ready, reply_loss, save_merged
 from lightning_modules.av_odyssey.omni import OmniAdapter, OmniSection
 from lightning_modules.av_odyssey.oracle import Oracle
@@ -63,14 +64,15 @@ class SmallSection:
 
 @dataclass(frozen=True)
 class AvOdysseyModuleConfig:
-    adapter: Literal["small", "oracle", "replay", "qwen2_5_omni"] = "small"
-    """what replies: the small model, signal processing that knows the answers to DeafTest, the file of data.replies, or Qwen2.5-Omni"""
+    adapter: Literal["small", "oracle", "replay", "qwen2_5_omni", "qwen3_omni", "gemma4", "gemma3n", "phi4_multimodal"] = "small"
+    """what replies: the small model, signal processing that knows the answers to DeafTest, the file of data.replies, or an omni model:
+    Qwen2.5-Omni, Qwen3-Omni, Gemma 4, Gemma 3n or Phi-4-multimodal; the last two see with the packages of fivefold[omni]"""
     size: Literal["tiny"] = "tiny"
-    """qwen2_5_omni without module.pretrained: a tiny model with random weights, which shows that all works and knows nothing"""
+    """an omni model without module.pretrained: a tiny model with random weights, which shows that all works and knows nothing"""
     pretrained: str | None = None
-    """qwen2_5_omni: folder or Hub name of its weights and processor"""
+    """an omni model: folder or Hub name of its weights and processor"""
     before: bool = False
-    """qwen2_5_omni: examine it before it learns, too, for a first row of figures"""
+    """an omni model: examine it before it learns, too, for a first row of figures"""
     omni: OmniSection = field(default_factory=OmniSection)
     """how an omni model is asked, and what of it learns"""
     small: SmallSection = field(default_factory=SmallSection)
@@ -89,19 +91,19 @@ class AvOdysseyModuleConfig:
     def without_effect(self) -> dict[str, str]:
         """Name what only other adapters have."""
         idle = {} if self.adapter == "small" else dict.fromkeys(("small", "ear"), f"adapter={self.adapter} has no such model")
-        if self.adapter != "qwen2_5_omni":
+        if self.adapter not in OMNI:
             idle |= dict.fromkeys(("size", "pretrained", "omni", "before"), f"adapter={self.adapter} has no such model")
         return idle | ({"size": "module.pretrained names the weights"} if self.pretrained else {})
 
     def strategies(self) -> tuple[str, ...]:
         """Name the strategies for this adapter: what is small is not parted."""
-        return ("single", "ddp", "fsdp") if self.adapter == "qwen2_5_omni" else ("single", "ddp")
+        return ("single", "ddp", "fsdp", "deepspeed") if self.adapter in OMNI else ("single", "ddp")
 
 
 class AvOdysseyModule(ExaminedModule):
     """A model behind an adapter, examined at each validation; the small one is trained, and parts of an omni model."""
 
-    STRATEGIES = ("single", "ddp", "fsdp")
+    STRATEGIES = ("single", "ddp", "fsdp", "deepspeed")
     UNIT = "words"
 
     def __init__(self, config: AvOdysseyModuleConfig, optimizer: OptimizerFactory) -> None:
@@ -110,7 +112,7 @@ class AvOdysseyModule(ExaminedModule):
         self.network: Any = None  # of an omni model
         self.replier: Adapter | None = None  # what is not the small model
         self.vectors = np.empty(0, np.float32)  # of the sounds of all training questions, (N, 2, 2 ear)
-        self.strict_loading = config.adapter != "qwen2_5_omni"  # whose checkpoints have only what was trained
+        self.strict_loading = config.adapter not in OMNI  # whose checkpoints have only what was trained
 
     def ear_folder(self, data: Any) -> Path:
         content = repr((FORMAT, asdict(self.config.ear), data.seed, data.config.profile)).encode()
@@ -137,7 +139,7 @@ class AvOdysseyModule(ExaminedModule):
             section = self.config.small
             self.model = SmallModel(self.config.ear.width, section.width, section.layers, section.heads)
             self.model.encoder.requires_grad_(False)
-        elif self.config.adapter == "qwen2_5_omni" and self.replier is None:
+        elif self.config.adapter in OMNI and self.replier is None:
             self.replier = self._omni()
         elif self.config.adapter != "small" and self.replier is None:
             self.replier = self._only_replies()
@@ -146,18 +148,21 @@ class AvOdysseyModule(ExaminedModule):
         """Load an omni model; unless it is examined as it comes, make it ready to learn, and spread it over the processes."""
         config = self.config
         if self.kept_in is not None and self.device_mesh is None and not self.holds_parts:
-            omni = OmniAdapter.load(config.pretrained, config.omni)
+            omni = OmniAdapter.load(config.adapter, config.pretrained, config.omni)
             self.network = omni.model  # Lightning moves it to the device
             return omni
         dtype = SHORT.get(str(self.trainer.precision), torch.get_default_dtype())  # the default is what trainer.precision asks for
-        omni = OmniAdapter.load(config.pretrained, config.omni, dtype)
-        network = made_ready(omni.model, config.omni).train()
+        omni = OmniAdapter.load(config.adapter, config.pretrained, config.omni, dtype)
+        if self.holds_parts and self.device_mesh is None and not omni.kind.gathers:
+            raise ValueError(f"strategy.stage: must be 1 or 2 for {omni.kind.title}, not 3, or write strategy=fsdp: it reads weights past "
+                             "their layers, where ZeRO 3 has not gathered them")
+        network = omni.model = made_ready(omni).train()
         if config.omni.train == "projector":
-            network.model.audio_tower.proj.to(torch.get_default_dtype())
-        omni.model = self.network = self.shard(network, blocks_to_shard(network))
+            network.get_submodule(omni.kind.projector).to(torch.get_default_dtype())
+        omni.model = self.network = self.shard(network, blocks_to_shard(omni))
         gather_to_generate(network)
         if in_step(network):
-            omni.full, self.data.in_step = self.data.config.eval_batch_size, True
+            omni.in_step = self.data.in_step = True
         return omni
 
     def _only_replies(self) -> Adapter:
@@ -244,5 +249,6 @@ class AvOdysseyModule(ExaminedModule):
     def exportable(self) -> OwnFolder:
         """Write an omni model with what it has learnt as `module.pretrained` reads it. Raises ValueError for others."""
         if not isinstance(self.replier, OmniAdapter):
-            raise ValueError(f"module.adapter: must be qwen2_5_omni, for a model in the terms of transformers, not {self.config.adapter}")
+            raise ValueError(f"module.adapter: must be one of {', '.join(OMNI)}, for a model in the terms of transformers, not "
+                             f"{self.config.adapter}")
         return OwnFolder("model", partial(save_merged, self.replier))

@@ -1,4 +1,4 @@
-"""Qwen2.5-Omni behind the contract of adapters: prompts with the media exactly where their tags stand, greedy replies, letters' logits."""
+"""Omni models behind the contract of adapters: prompts with the media exactly where their tags stand, greedy replies, letters' logits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,13 +14,14 @@ from datamodules.av_questions import Audio, Picture, Question, Video, segments
 from datamodules.av_tasks import SPATIAL
 from lightning_modules.av_odyssey.adapter import MONO, Check, Reply
 from lightning_modules.av_odyssey.checks import batch_equals_single, loudness_is_kept
+from lightning_modules.av_odyssey.kinds import kind_of
+from lightning_modules.av_odyssey.kinds.prompts import batch_of
 from lightning_modules.language.lora import LoraSection
+from lightning_modules.processes import from_all
 
 if TYPE_CHECKING:
-    from lightning_modules.av_odyssey.thinker import PicturesAndSound
+    from lightning_modules.av_odyssey.kinds.kind import OmniKind
 
-OPENING = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"  # as the released template has it
-CLOSING = "<|im_end|>\n<|im_start|>assistant\n"
 LIMITS = {torch.float32: 1e-3, torch.float64: 1e-6}  # largest difference of logits between batch and single; in half precision:
 HALF = 0.5
 
@@ -64,27 +65,33 @@ class Shown:
 
 
 class OmniAdapter:
-    """The thinker; it hears in mono, its window is that of its feature extractor, and films are shown as pictures."""
+    """A model of some kind; it hears in mono, as long as its window is, and films are shown as pictures."""
 
-    def __init__(self, model: Any, processor: "PicturesAndSound", weights: str, section: OmniSection) -> None:
-        self.model, self.processor, self.weights, self.section = model, processor, weights, section
+    def __init__(self, kind: "OmniKind", model: Any, processor: Any, weights: str, section: OmniSection) -> None:
+        self.kind, self.model, self.processor, self.weights, self.section = kind, model, processor, weights, section
         self.together = section.together
         self.cannot: Mapping[str, str] = dict.fromkeys(SPATIAL, MONO)
-        self.full = 0  # where processes gather each other's weights: questions of a full batch, for which all make as many passes
-        self.letters = [processor.tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "ABCD"]
+        self.in_step = False  # whether processes gather each other's weights, so that all make as many passes
+        tokenizer = processor.tokenizer
+        self.letters = [tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "ABCD"]
+        self.pad: int = tokenizer.pad_token_id
+        self.filler: int = tokenizer.convert_tokens_to_ids(kind.end)  # before prompts: a pad may be zeros, whose root has no gradient
+        self.special = special_tokens(tokenizer)
+        ends = model.generation_config.eos_token_id or []
+        self.ends = {self.filler, tokenizer.eos_token_id, *([ends] if isinstance(ends, int) else ends)}
 
     @classmethod
-    def load(cls, name: str | None, section: OmniSection, dtype: torch.dtype | None = None) -> "OmniAdapter":
+    def load(cls, kind: str, name: str | None, section: OmniSection, dtype: torch.dtype | None = None) -> "OmniAdapter":
         """Load the model of a folder or of the Hub, or make the tiny one; weights are of `dtype`, or as they were saved."""
-        from lightning_modules.av_odyssey.thinker import pretrained, tiny  # a second of imports that no other adapter needs
-
-        return cls(*(pretrained(name, dtype) if name else tiny(dtype=dtype)), section)
+        its = kind_of(kind)
+        return cls(its, *(its.pretrained(name, dtype) if name else its.tiny(dtype=dtype)), section)
 
     @property
     def identity(self) -> str:
         """Name weights, precision, library and what decides a reply beside them."""
         s = self.section
-        return repr(("qwen2_5_omni 1", self.weights, str(self.model.dtype), transformers.__version__, s.together, s.new_tokens, s.frames))
+        parts = self.kind.title, 2, self.weights, str(self.model.dtype), transformers.__version__, s.together, s.new_tokens, s.frames
+        return repr(parts)
 
     def checks(self) -> list[Check]:
         """Check that batches reply as single questions do, else ask one by one; and that loudness can be heard, else mark its task."""
@@ -99,9 +106,11 @@ class OmniAdapter:
     def replies(self, questions: Sequence[Question]) -> list[Reply]:
         """Reply greedily, `together` questions at a time; passes that only keep processes in step reply nothing."""
         found: list[Reply] = []
+        own = ceil(len(questions) / self.together)
+        most = max(from_all(own)) if self.in_step else own
         for start in range(0, len(questions), self.together):
             found += self._together(questions[start: start + self.together])
-        for _ in range(ceil(len(questions) / self.together), ceil(self.full / self.together)):
+        for _ in range(own, most):
             self._together(questions[:1])
         return found
 
@@ -109,63 +118,60 @@ class OmniAdapter:
     def _together(self, questions: Sequence[Question]) -> list[Reply]:
         shown = [self.shown(question) for question in questions]
         given = self.moved(self.given(shown))
-        greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+        greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None, "pad_token_id": self.pad,
+                  "eos_token_id": sorted(self.ends)}
+        self.kind.attune(self.model, given)
         made = self.model.generate(**given, **greedy, max_new_tokens=self.section.new_tokens, output_logits=True,
-                                   return_dict_in_generate=True, synced_gpus=self.full > 0)
+                                   return_dict_in_generate=True, synced_gpus=self.in_step)
         written, first = made.sequences[:, given["input_ids"].shape[1]:], made.logits[0].float()
         return [self._reply(row, logits[self.letters[: len(q.options)]], one.note)
                 for row, logits, q, one in zip(written, first, questions, shown, strict=True)]
 
     def _reply(self, tokens: Tensor, logits: Tensor, note: str) -> Reply:
-        ends = {self.processor.tokenizer.eos_token_id, self.processor.tokenizer.pad_token_id}
         words = tokens.tolist()
-        end = next((place for place, token in enumerate(words) if token in ends), None)
+        end = next((place for place, token in enumerate(words) if token in self.ends or token == self.pad), None)
         text = self.processor.tokenizer.decode(words[:end], skip_special_tokens=True)
         return Reply(text.strip(), "truncated" if end is None else "ok", tuple(logits.tolist()), note)
 
-    def given(self, shown: Sequence[Shown]) -> Any:
-        """Turn prompts into the model's tensors, padded on the left; features (N, bands, frames) are no longer than the longest sound."""
-        pictures, sounds = [p for one in shown for p in one.pictures], [s for one in shown for s in one.sounds]
-        given = self.processor(text=[one.text for one in shown], images=pictures or None, audio=sounds or None, return_tensors="pt",
-                               padding=True)
-        if sounds:
-            frames = int(given["feature_attention_mask"].sum(1).max())
-            for name in ("input_features", "feature_attention_mask"):
-                given[name] = given[name][..., :frames]
-        return given
+    def given(self, shown: Sequence[Shown]) -> dict[str, Tensor]:
+        """Turn prompts into the model's tensors, each by itself, and then together, padded on the left."""
+        with torch.autocast("cpu", enabled=False):  # which would make features of sounds in half precision
+            prompts = [self.kind.given(self.processor, one.text, one.pictures, one.sounds) for one in shown]
+        return batch_of(prompts, self.filler)
 
-    def moved(self, given: Any) -> Any:
+    def moved(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move tensors to the model's device, and what it sees and hears to its type."""
-        given = {name: value.to(self.model.device) for name, value in given.items()}
-        for name in ("pixel_values", "input_features"):
-            if name in given:
-                given[name] = given[name].to(self.model.dtype)
-        return given
+        types = {name: self.model.dtype if value.is_floating_point() else value.dtype for name, value in given.items()}
+        return {name: value.to(self.model.device, types[name]) for name, value in given.items()}
 
     def shown(self, question: Question) -> Shown:
         """Write a question's prompt, each medium's placeholder where its tag stands."""
         one = Shown("", [], [])
         text = "".join(self._placed(piece, one) for piece in segments(question))
-        window = self.processor.feature_extractor.chunk_length
+        window = self.kind.window(self.processor)
         long = [tag for tag, medium in question.media.items() if isinstance(medium, Audio) and medium.seconds > window]
-        return replace(one, text=f"{OPENING}{text}{CLOSING}", note=f"heard only the first {window} s of {', '.join(long)}" if long else "")
+        note = f"heard only the first {window:g} s of {', '.join(long)}" if long else ""
+        return replace(one, text=f"{self.kind.opening}{text}{self.kind.closing}", note=note)
 
     def _placed(self, piece: Any, one: Shown) -> str:
-        p = self.processor
+        if isinstance(piece, str):
+            return without_special(piece, self.special)
         if isinstance(piece, Audio):
-            one.sounds.append(mono(piece, p.feature_extractor.sampling_rate))
-            return f"{p.audio_bos_token}{p.audio_token}{p.audio_eos_token}"
-        if isinstance(piece, Picture | Video):
-            pictures = [piece.pixels] if isinstance(piece, Picture) else pictures_of(piece, self.section.frames)
-            one.pictures.extend(pictures)
-            return f"{p.vision_bos_token}{p.image_token}{p.vision_eos_token}" * len(pictures)
-        return without_special(piece, p.tokenizer.all_special_tokens)
+            one.sounds.append(mono(piece, self.kind.extractor(self.processor).sampling_rate))
+            return self._placeholder(self.kind.sound)
+        pictures = [piece.pixels] if isinstance(piece, Picture) else pictures_of(piece, self.section.frames)
+        one.pictures.extend(pictures)
+        return self._placeholder(self.kind.picture) * len(pictures)
+
+    def _placeholder(self, names: Sequence[str]) -> str:
+        return "".join(getattr(self.processor, name) for name in names)
 
     def _features(self, audio: Audio) -> np.ndarray:
-        extractor = self.processor.feature_extractor
+        extractor = self.kind.extractor(self.processor)
         rate = extractor.sampling_rate
-        found = extractor([mono(audio, rate)], sampling_rate=rate, padding="longest", return_tensors="np")
-        return next(iter(found.values()))
+        with torch.autocast("cpu", enabled=False):
+            found = extractor([mono(audio, rate)], sampling_rate=rate, padding="longest", return_tensors="np")
+        return np.asarray(next(iter(found.values())))
 
 
 def mono(audio: Audio, rate: int) -> np.ndarray:
@@ -183,6 +189,12 @@ def pictures_of(video: Video, most: int) -> list[np.ndarray]:
     """Take at most `most` frames, spread evenly from the first to the last."""
     count = len(video.frames)
     return [video.frames[place] for place in np.linspace(0, count - 1, min(count, most)).round().astype(int)]
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """List a tokenizer's special tokens, the longest first, with those that are marked as such but have no name."""
+    marked = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(marked | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token))
 
 
 def without_special(text: str, special: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Pictures of what a model hears: just-noticeable differences, and the sounds that it got wrong."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -73,5 +74,7 @@ def draw_failures(wrong: Iterable[tuple[Question, str]], folder: Path, most: int
     drawn = []
     for number, (question, reply) in enumerate(islice(heard, most), start=1):
         drawn.append(folder / f"failure-{number}.png")
-        failure_figure(question, reply).savefig(drawn[-1])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a reply may be of any alphabet, and the font is not
+            failure_figure(question, reply).savefig(drawn[-1])
     return drawn

@@ -9,9 +9,9 @@ from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 from datamodules.av_questions import Audio, Picture, Question, Video, prompt_text
 from datamodules.av_synthetic import SyntheticQuestions
 from lightning_modules.av_odyssey.adapter import Reply
-from lightning_modules.av_odyssey.checks import batch_equals_single, loudness_is_kept, questions_of_all_kinds
+from lightning_modules.av_odyssey.checks import batch_equals_single, batches_of_all_kinds, loudness_is_kept
+from lightning_modules.av_odyssey.kinds.kind import digest_of_folder
 from lightning_modules.av_odyssey.omni import OmniAdapter, OmniSection, mono, pictures_of, without_special
-from lightning_modules.av_odyssey.thinker import digest_of_folder, tiny
 
 QUESTIONS = list(SyntheticQuestions(seed=4, each=2))
 SHORT = OmniSection(new_tokens=3)
@@ -19,7 +19,7 @@ SHORT = OmniSection(new_tokens=3)
 
 @pytest.fixture(scope="module")
 def omni():
-    return OmniAdapter.load(None, SHORT)
+    return OmniAdapter.load("qwen2_5_omni", None, SHORT)
 
 
 def forward(omni, *questions):
@@ -63,13 +63,13 @@ def test_letters_logits_are_those_of_the_models_forward_pass_and_hear_and_see_wh
 
 
 def test_a_question_of_two_options_has_two_letters(omni):
-    assert [len(reply.letter_logits) for reply in omni.replies(questions_of_all_kinds())] == [4, 4, 2]
+    assert [[len(reply.letter_logits) for reply in omni.replies(batch)] for batch in batches_of_all_kinds()] == [[4, 4], [4, 4], [2, 2]]
 
 
 def test_batches_reply_as_single_questions_do_in_all_mixes(omni):
     asked = [QUESTIONS[place] for place in (0, 12, 15, 18, 26)]
     assert len({question.mix for question in asked}) == 5
-    together = OmniAdapter(omni.model, omni.processor, omni.weights, replace(SHORT, together=5)).replies(asked)
+    together = OmniAdapter(omni.kind, omni.model, omni.processor, omni.weights, replace(SHORT, together=5)).replies(asked)
     alone = [omni.replies([question])[0] for question in asked]
     assert [one.text for one in together] == [one.text for one in alone]
     apart = torch.tensor([one.letter_logits for one in together]) - torch.tensor([one.letter_logits for one in alone])
@@ -78,7 +78,7 @@ def test_batches_reply_as_single_questions_do_in_all_mixes(omni):
 
 
 def test_a_model_whose_batches_differ_is_asked_one_by_one(omni, monkeypatch):
-    adapter = OmniAdapter(omni.model, omni.processor, omni.weights, replace(SHORT, together=4))
+    adapter = OmniAdapter(omni.kind, omni.model, omni.processor, omni.weights, replace(SHORT, together=4))
     honest = adapter._together
     assert [check.holds for check in adapter.checks()] == [True, True]
     assert (adapter.together, set(adapter.cannot)) == (4, {"Audio 3D Angle Estimation", "Audio Distance Estimation"})
@@ -104,7 +104,7 @@ def test_front_ends_that_normalise_each_clip_are_found_and_loudness_is_then_not_
     assert not loudness_is_kept(extracted(Wav2Vec2FeatureExtractor(do_normalize=True))).holds
     kept = loudness_is_kept(extracted(WhisperFeatureExtractor(feature_size=80)))
     assert kept.holds
-    adapter = OmniAdapter(omni.model, omni.processor, omni.weights, SHORT)
+    adapter = OmniAdapter(omni.kind, omni.model, omni.processor, omni.weights, SHORT)
     monkeypatch.setattr(adapter, "_features", extracted(Wav2Vec2FeatureExtractor(do_normalize=True)))
     _, loudness = adapter.checks()
     assert not loudness.holds
@@ -114,14 +114,14 @@ def test_front_ends_that_normalise_each_clip_are_found_and_loudness_is_then_not_
 def test_a_saved_model_loads_from_its_folder_and_replies_the_same(omni, tmp_path):
     omni.model.save_pretrained(tmp_path)
     omni.processor.save_pretrained(tmp_path)
-    loaded = OmniAdapter.load(str(tmp_path), SHORT)
+    loaded = OmniAdapter.load("qwen2_5_omni", str(tmp_path), SHORT)
     assert loaded.replies(QUESTIONS[:2]) == omni.replies(QUESTIONS[:2])
-    assert loaded.identity == OmniAdapter.load(str(tmp_path), SHORT).identity != omni.identity
+    assert loaded.identity == OmniAdapter.load("qwen2_5_omni", str(tmp_path), SHORT).identity != omni.identity
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"module.pretrained: .* holds no Qwen2.5-Omni with its processor"):
-        OmniAdapter.load(str(tmp_path), SHORT)
+        OmniAdapter.load("qwen2_5_omni", str(tmp_path), SHORT)
 
 
 def test_a_folders_digest_changes_with_names_sizes_and_beginnings(tmp_path):
@@ -135,11 +135,11 @@ def test_a_folders_digest_changes_with_names_sizes_and_beginnings(tmp_path):
 
 
 def test_identity_tells_weights_and_generation_apart_and_the_tiny_model_is_always_the_same(omni):
-    parts = omni.model, omni.processor, omni.weights
+    parts = omni.kind, omni.model, omni.processor, omni.weights
     assert OmniAdapter(*parts, SHORT).identity == omni.identity
     assert OmniAdapter(*parts, replace(SHORT, new_tokens=4)).identity != omni.identity
     torch.manual_seed(5)
-    assert tiny()[2] == omni.weights != tiny(seed=1)[2]
+    assert omni.kind.tiny()[2] == omni.weights != omni.kind.tiny(seed=1)[2]
 
 
 def test_sounds_are_mixed_down_and_resampled_at_their_own_level():
