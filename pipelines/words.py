@@ -1,4 +1,4 @@
-"""The words of a command line: flags, `group=choice`, `config=FILE` and `section.key=value`."""
+"""The words of a command line: flags, `group=choice`, `config=FILE`, `section.key=value`, and `data=NAME` for `data.source=NAME`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pipelines.catalog import choices_of
 from pipelines.errors import ConfigError, hint
 from pipelines.schema import COMPONENTS, GROUPS, SECTIONS
+
+SHORT = {"data": "data.source"}  # a word that stands for a longer one: which data is what a command line says most often
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def read_words(argv: list[str]) -> Words:
     given: dict[str, str] = {}
     for word in argv:
         key, text = _halves(word)
+        key = SHORT.get(key, key)
         if key in given:
             raise ConfigError(f"{key}: given twice, as '{given[key]}' and as '{text}'. Keep one")
         given[key] = text

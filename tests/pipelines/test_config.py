@@ -66,6 +66,11 @@ def test_choices_follow_the_same_order_as_values(configs, tmp_path):
     assert [compose(words).choices["trainer"] for words, _ in lines] == [expected for _, expected in lines]
 
 
+def test_the_source_of_data_has_a_short_word():
+    assert compose(["method=av_odyssey", "data=synthetic"]).data == compose(["method=av_odyssey", "data.source=synthetic"]).data
+    assert compose(["method=av_odyssey", "data=synthetic"]).data.config.source == "synthetic"
+
+
 def test_every_value_names_where_it_comes_from():
     config = compose(["experiment=fira_debug", "optim.lr=3e-3", "optim.schedule={warmup: 2}"])
     shown = {f"{section}.{key}" for section, schema in SECTIONS.items() for key in leaves(schema)}

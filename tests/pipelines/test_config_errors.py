@@ -25,7 +25,8 @@ WORDS = [  # what is added to VALID, or stands there for the same key -> how the
     ("lr=0.1", "lr:", "Did you mean 'optim.lr=0.1'?"),
     ("max_steps=3", "max_steps:", "Did you mean 'trainer.max_steps=3'?"),
     ("nothing=3", "nothing:", "Groups: config, method, optim"),
-    ("data=stdlib", "data:", "Write data.KEY=stdlib"),
+    ("trainer=stdlib", "trainer:", "no such choice"),
+    ("module=tiny", "module:", "Write module.KEY=tiny"),
     ("model.size=tiny", "model.size:", "Did you mean 'module'?"),
     ("optimizer.lr=1", "optimizer.lr:", "Did you mean 'optim'?"),
     # keys
@@ -43,6 +44,8 @@ WORDS = [  # what is added to VALID, or stands there for the same key -> how the
     ("optim.schedule=linear", "optim.schedule:", "Write optim.schedule.KEY=VALUE"),
     (("optim.lr=0.1", "optim.lr=0.2"), "optim.lr:", "given twice, as '0.1' and as '0.2'. Keep one"),
     (("optim=fira", "optim=fira"), "optim:", "given twice"),
+    (("data=files", "data.source=hub"), "data.source:", "given twice, as 'files' and as 'hub'. Keep one"),
+    (("data=stdlb",), "data.source:", "no such choice 'stdlb'. Did you mean 'stdlib'?"),
     # shapes of words
     ("optim.lr", "optim.lr:", "Write optim.lr=VALUE"),
     ("adamw", "adamw:", "Did you mean 'optim=adamw'?"),
