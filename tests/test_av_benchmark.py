@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules.av_synthetic import SyntheticQuestions
-from tests.exactness import figures, kept
+from tests.exactness import figures, kept, latest
 
 QUESTIONS = list(SyntheticQuestions(seed=1, each=1))
 BEGINNING = ["evaluate", "method=av_odyssey", "data.source=synthetic", "data.questions=1", "logger=csv", "trainer.accelerator=cpu",
@@ -100,8 +100,9 @@ def test_an_omni_model_killed_on_two_processes_goes_on_with_one_and_with_three_t
         assert figures(done) == figures(whole)
 
 
-def test_an_omni_models_letters_are_a_metric_of_their_own_and_spatial_tasks_are_marked(here, tmp_path, caplog):
-    done = here(*OMNI, f"run.root={tmp_path}", "run.name=one")
+@pytest.mark.parametrize(("adapter", "equal"), [("qwen2_5_omni", "True"), ("qwen3_omni", "False"), ("gemma4", "True")])
+def test_an_omni_models_letters_are_a_metric_of_their_own_and_spatial_tasks_are_marked(adapter, equal, here, tmp_path, caplog):
+    done = here(*latest([*OMNI, f"module.adapter={adapter}", "module.omni.frames=4", f"run.root={tmp_path}", "run.name=one"]))
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in (tmp_path / "one/answers.jsonl").read_text().splitlines()]
     right = ["ABCD"[max(range(4), key=answer["letter_logits"].__getitem__)] == answer["gold"] for answer in answers]
@@ -112,7 +113,7 @@ def test_an_omni_models_letters_are_a_metric_of_their_own_and_spatial_tasks_are_
     assert "task Audio 3D Angle Estimation: the model hears one channel" in caplog.text
     with (tmp_path / "one/tables/checks.csv").open() as file:
         assert {row["check"]: row["holds"] for row in csv.DictReader(file)} == {
-            "batch equals single": "True", "front end keeps loudness": "True"}
+            "batch equals single": equal, "front end keeps loudness": "True"}
 
 
 def test_what_was_killed_between_its_last_answer_and_its_report_is_still_reported(here, tmp_path):
@@ -128,3 +129,6 @@ def test_what_was_killed_between_its_last_answer_and_its_report_is_still_reporte
     assert again.returncode == 0, again.stderr
     assert figures(again) == figures(whole)
     assert (tmp_path / "run/report.html").is_file()
+    once_more = here(*words, "run.resume=auto")
+    assert (once_more.returncode, once_more.stderr.count("\n")) == (2, 1)
+    assert f"run.resume: run has finished, and all it found is in {tmp_path / 'run'}; give another run.name" in once_more.stderr
