@@ -32,6 +32,7 @@ from lightning_modules.language.lora import LoraSection
 QUESTIONS = list(SyntheticQuestions(seed=4, each=2))
 MIXES = [QUESTIONS[place] for place in (0, 12, 15, 18, 26)]
 HEARD = list(DeafTest(0, "train", 1, "paper"))
+PROMPTS = [MIXES[0], MIXES[1], MIXES[4], HEARD[1]]  # a picture and four sounds, a film and a sound, four pictures and a sound, two sounds
 SHORT = OmniSection(new_tokens=3, frames=2, lora=LoraSection(rank=2, dropout=0.0))
 SEEING = ("gemma3n", "phi4_multimodal")
 HERE = [name for name in OMNI if not any(find_spec(package) is None for package in kind_of(name).needs)]
@@ -53,16 +54,44 @@ def logits_of(omni, question):
     return torch.tensor(omni.replies([question])[0].letter_logits)
 
 
+def seeing(*words):
+    """Run Python with torchvision and timm."""
+    root = Path(__file__).parents[3]
+    beside = os.pathsep.join(map(str, [root / "tests" / "seeing", ELSEWHERE, root]))
+    return subprocess.run([sys.executable, *words], cwd=root, env={**os.environ, "PYTHONPATH": beside}, capture_output=True, text=True,
+                          timeout=280)
+
+
 @pytest.mark.skipif(set(SEEING) <= set(HERE), reason="they are tested in this process")
 @pytest.mark.skipif(not ELSEWHERE.is_dir(), reason="torchvision and timm are not in seeing/ of the environment, where make test puts them")
 def test_kinds_that_see_with_packages_of_their_own():
-    root = Path(__file__).parents[3]
-    beside = os.pathsep.join(map(str, [root / "tests" / "seeing", ELSEWHERE, root]))
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", " or ".join(SEEING), __file__]
-    done = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": beside}, capture_output=True, text=True, timeout=280)
+    done = seeing("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", " or ".join(SEEING), __file__)
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 18
     assert "skipped" not in done.stdout
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    """Folders of three models, each with transformers' own processor and what that makes of PROMPTS."""
+    if not ELSEWHERE.is_dir():
+        pytest.skip("torchvision is not in seeing/ of the environment, where make test puts it")
+    folder = tmp_path_factory.mktemp("official")
+    done = seeing(str(Path(__file__).with_name("official_worker.py")), str(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_omni", "qwen3_omni", "gemma4"])
+def test_a_folder_with_its_own_processor_loads_and_prompts_become_the_tensors_that_one_makes(name, official):
+    omni = OmniAdapter.load(name, str(official / name), SHORT)
+    for question, wanted in zip(PROMPTS, torch.load(official / name / "given.pt"), strict=True):
+        given = omni.given([omni.shown(question)])
+        assert given.keys() == wanted.keys()
+        for key, value in given.items():  # the window's silence is left out behind the longest sound, and nothing else
+            assert torch.equal(value, wanted[key][..., : value.shape[-1]]), key
+            if "features" not in key and "feature_attention_mask" not in key:
+                assert value.shape == wanted[key].shape
 
 
 @pytest.mark.parametrize("question", MIXES, ids=lambda question: question.mix)
