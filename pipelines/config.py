@@ -24,6 +24,7 @@ from pipelines.yamltext import dump
 
 __all__ = ["ConfigError", "ConfigWarning", "compose", "fingerprint", "from_yaml", "split_flags", "to_mapping", "to_yaml"]
 
+SHORT = ("source", "name")  # the first of these that a method's data have is what data=NAME sets
 NOT_NUMBERS = {"run": ("name", "root", "resume", "tags", "notes")}  # keys that leave every number of a run as it is
 
 
@@ -37,6 +38,7 @@ def compose(argv: list[str], command: str = "train") -> RunConfig:
     targets = {name: _target(name, values, chosen) for name in COMPONENTS}
     schemas = {name: _schema(name, targets[name]) for name in COMPONENTS} | SECTIONS
     keys = Keys(schemas, COMPONENTS)
+    values = [_in_full(value, schemas["data"], chosen) for value in values]
     spread = [single for value in values for single in keys.spread(value)]
     filled = {name: fill(name, schema, [v for v in spread if v.key.startswith(f"{name}.") and v.key != f"{name}._target_"], keys)
               for name, schema in schemas.items()}
@@ -59,6 +61,18 @@ def _values(chosen: Stack) -> list[Value]:
         for layer in chosen.layers for section, content in layer.sections.items() for key, value in content.items()
     ]
     return values + [Value(key, text, "command line", text=text) for key, text in chosen.words.settings.items()]
+
+
+def _in_full(value: Value, schema: type, chosen: Stack) -> Value:
+    """Write data=NAME in full, by what the method's data call their choice; ConfigError where they have none, or it is given twice."""
+    if value.key != "data":
+        return value
+    name = next((name for name in SHORT if name in schema.__dataclass_fields__), None)  # type: ignore[attr-defined]
+    if name is None:
+        raise ConfigError(f"data: is a section, not a group. Write data.KEY={value.text}")
+    if (other := chosen.words.settings.get(f"data.{name}")) is not None:
+        raise ConfigError(f"data.{name}: given twice, as '{value.text}' and as '{other}'. Keep one")
+    return dataclasses.replace(value, key=f"data.{name}")
 
 
 def _target(section: str, values: list[Value], chosen: Stack) -> Value:

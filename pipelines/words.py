@@ -1,4 +1,4 @@
-"""The words of a command line: flags, `group=choice`, `config=FILE`, `section.key=value`, and `data=NAME` for `data.source=NAME`."""
+"""The words of a command line: flags, `group=choice`, `config=FILE`, `section.key=value`, and `data=NAME` in short."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pipelines.catalog import choices_of
 from pipelines.errors import ConfigError, hint
 from pipelines.schema import COMPONENTS, GROUPS, SECTIONS
-
-SHORT = {"data": "data.source"}  # a word that stands for a longer one: which data is what a command line says most often
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,6 @@ def read_words(argv: list[str]) -> Words:
     given: dict[str, str] = {}
     for word in argv:
         key, text = _halves(word)
-        key = SHORT.get(key, key)
         if key in given:
             raise ConfigError(f"{key}: given twice, as '{given[key]}' and as '{text}'. Keep one")
         given[key] = text
@@ -84,6 +81,8 @@ def _no_equals(word: str) -> ConfigError:
 
 def _refuse_slip(key: str, text: str) -> None:
     """Explain a section without its key and a misspelt group; any other word may be a key without its section, told apart later."""
+    if key == "data":  # short for the first of SHORT that the method's data have, told apart later
+        return
     if key in SECTIONS or key in COMPONENTS:
         raise ConfigError(f"{key}: is a section, not a group. Write {key}.KEY={text}")
     groups = ("config", *GROUPS)

@@ -69,6 +69,7 @@ def test_choices_follow_the_same_order_as_values(configs, tmp_path):
 def test_the_source_of_data_has_a_short_word():
     assert compose(["method=av_odyssey", "data=synthetic"]).data == compose(["method=av_odyssey", "data.source=synthetic"]).data
     assert compose(["method=av_odyssey", "data=synthetic"]).data.config.source == "synthetic"
+    assert compose(["method=freekd", "data=Cora"]).data.config.name == "Cora"
 
 
 def test_every_value_names_where_it_comes_from():
