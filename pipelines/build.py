@@ -62,7 +62,7 @@ def build(config: RunConfig, folder: Path | None, work: str = "train") -> Built:
     if config.trainer.overfit_batches:
         keep_to(data, config.trainer.overfit_batches)
     record, loggers = RunRecord(), _loggers(config, folder, work)
-    return Built(data, module, make_trainer(config, folder, record, loggers), record, loggers)
+    return Built(data, module, make_trainer(config, folder, record, loggers, patient=work == "evaluate"), record, loggers)
 
 
 def make_data(config: RunConfig) -> LightningDataModule:
@@ -84,12 +84,13 @@ def stand_in_trainer(config: RunConfig, data: Any) -> SimpleNamespace:
                            accumulate_grad_batches=t.accumulate_grad_batches)
 
 
-def make_trainer(config: RunConfig, folder: Path | None, record: RunRecord, loggers: list[Logger]) -> Trainer:
-    """Translate the trainer section for Lightning; validation intervals are counted in optimizer steps."""
+def make_trainer(config: RunConfig, folder: Path | None, record: RunRecord, loggers: list[Logger], patient: bool = False) -> Trainer:
+    """Translate the trainer section for Lightning; validation intervals are counted in optimizer steps, `patient` is make_strategy's."""
     t = config.trainer
     every = t.val_every_n_steps
     return Trainer(
-        accelerator=t.accelerator, devices=t.devices, num_nodes=t.num_nodes, precision=t.precision, strategy=make_strategy(config),
+        accelerator=t.accelerator, devices=t.devices, num_nodes=t.num_nodes, precision=t.precision,
+        strategy=make_strategy(config, patient),
         max_steps=t.max_steps, max_epochs=t.max_epochs if t.max_epochs is not None else -1, max_time=t.max_time,
         accumulate_grad_batches=t.accumulate_grad_batches, gradient_clip_val=t.gradient_clip_val,
         val_check_interval=every * t.accumulate_grad_batches if every else None,

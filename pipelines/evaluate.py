@@ -55,7 +55,7 @@ def examine(config: RunConfig) -> int:
         _validated(config, place.folder)
         return 0
     lock = claim(place.folder)
-    start_record(config, place.folder, 0, command_line())
+    start_record(config, place.folder, 0, command_line(), work="evaluate")
     print(f"run folder: {place.folder}", flush=True)
     status = "failed"
     results: dict[str, float] = {}

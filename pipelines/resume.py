@@ -102,7 +102,7 @@ def _again(config: RunConfig, folder: Path) -> Place:
     place = Place(folder, newest_checkpoint(folder), (f"changed since this run began: {_listed(changed)}",) if changed else ())
     if rank() > 0 or read_record(folder).get("status") != "finished":
         return place
-    if place.checkpoint is None:  # an examination leaves none
+    if read_record(folder).get("started", [{}])[-1].get("work") == "evaluate":
         raise ConfigError(f"run.resume: {folder.name} has finished, and all it found is in {folder}; give another run.name to begin anew")
     if not any(d.startswith(LENGTH) for d in changed):
         raise ConfigError(f"run.resume: {folder.name} has finished, after {place.step} steps; give more trainer.max_steps to go on, "

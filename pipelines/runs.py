@@ -149,13 +149,13 @@ def read_record(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def start_record(config: RunConfig, folder: Path, step: int, command: list[str]) -> None:
-    """Write config.yaml and run.json; a resumed run adds a start to the list."""
+def start_record(config: RunConfig, folder: Path, step: int, command: list[str], work: str = "train") -> None:
+    """Write config.yaml and run.json; a resumed run adds a start to the list. `work` is train or evaluate."""
     record = read_record(folder)
     commit, dirty = _git(Path(__file__).resolve())
     start = {
-        "time": datetime.datetime.now().timestamp(), "command": command, "folder": os.getcwd(), "host": socket.gethostname(),
-        "python": platform.python_version(), "from_step": step, "git_commit": commit, "git_dirty": dirty,
+        "time": datetime.datetime.now().timestamp(), "work": work, "command": command, "folder": os.getcwd(),
+        "host": socket.gethostname(), "python": platform.python_version(), "from_step": step, "git_commit": commit, "git_dirty": dirty,
         "packages": {name: _version(name) for name in PACKAGES},
     }
     record.update(status="running", fingerprint=fingerprint(config), method=config.method, seed=config.run.seed)

@@ -7,6 +7,7 @@ therefore go on under another strategy and another number of processes.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,23 @@ from lightning_modules.optim.sharding import copies_of
 from pipelines.schema import RunConfig
 from pipelines.sharded import Parts, SavedStates, save_parts
 
+PATIENT = timedelta(days=1)  # processes of an evaluation meet when all have answered, and some have much more to answer
 
-def make_strategy(config: RunConfig) -> Strategy | str:
-    """Make the strategy that the strategy section names."""
+
+def make_strategy(config: RunConfig, patient: bool = False) -> Strategy | str:
+    """Make the strategy that the strategy section names; `patient` processes wait for each other as long as an evaluation may need."""
     section = config.strategy
+    waits: dict[str, Any] = {"timeout": PATIENT} if patient else {}
     if section.name == "ddp":
-        return Copies(find_unused_parameters=section.find_unused_parameters)
+        return Copies(find_unused_parameters=section.find_unused_parameters, **waits)
     if section.name == "fsdp":
         return Shards(data_parallel_size=config.trainer.devices * config.trainer.num_nodes, tensor_parallel_size=1,
-                      sharded=config.checkpoint.sharded)
+                      sharded=config.checkpoint.sharded, **waits)
     if section.name == "deepspeed":
         from pipelines.zero_strategy import Zero
 
-        return Zero(stage=section.stage, gradient_clip_val=config.trainer.gradient_clip_val, accelerator=config.trainer.accelerator)
+        return Zero(stage=section.stage, gradient_clip_val=config.trainer.gradient_clip_val, accelerator=config.trainer.accelerator,
+                    **waits)
     return "auto"
 
 

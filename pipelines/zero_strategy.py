@@ -36,10 +36,10 @@ class Zero(DeepSpeedStrategy):
     Under 16-bit precision DeepSpeed computes with 16-bit weights and keeps float32 masters; gradients are summed in float32 here.
     """
 
-    def __init__(self, stage: int, gradient_clip_val: float | None = None, accelerator: str = "auto") -> None:
+    def __init__(self, stage: int, gradient_clip_val: float | None = None, accelerator: str = "auto", **others: Any) -> None:
         if accelerator == "cpu" or not torch.cuda.is_available():
             os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is first imported
-        super().__init__(stage=stage, logging_batch_size_per_gpu=1)  # only for DeepSpeed's own log
+        super().__init__(stage=stage, logging_batch_size_per_gpu=1, **others)  # only for DeepSpeed's own log
         assert self.config is not None
         self.config["gradient_clipping"] = gradient_clip_val or 0.0  # DeepSpeed's own default is 1
 

@@ -1,5 +1,7 @@
 """From a configuration to the parts of a run."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 
@@ -36,6 +38,13 @@ def test_data_without_a_seed_of_its_own_take_the_seed_of_the_run():
 def test_validation_intervals_are_counted_in_optimizer_steps(words, expected):
     trainer = built(*words).trainer
     assert (trainer.val_check_interval, trainer.check_val_every_n_epoch) == expected
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed"])
+def test_processes_of_an_evaluation_wait_a_day_for_each_other_and_those_of_a_training_half_an_hour(strategy):
+    config = compose(["experiment=fira_debug", f"strategy={strategy}", "trainer.devices=2", "trainer.accelerator=cpu"])
+    found = [build(config, None, work).trainer.strategy._timeout for work in ("train", "evaluate")]
+    assert found == [timedelta(minutes=30), timedelta(days=1)]
 
 
 def test_the_trainer_section_reaches_lightning():
