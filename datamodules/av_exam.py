@@ -60,17 +60,29 @@ class Exam:
         return Damage(found, len(self.questions), counted)
 
     def loader(self, finished: Iterable[str], rank: int, processes: int, size: int, in_step: bool = False, workers: int = 0) -> DataLoader:
-        """Load this process's share of what is not finished; `in_step` gives all as many batches, with spare ones at the end.
+        """Load this process's share of what is not finished; `in_step` gives all as many batches, all with the same kinds of media.
 
         Where all is finished each process has one batch of nothing: Lightning would not validate, and no report would be made.
         """
         shares = plan(self.items, {*finished, *self.unusable}, processes, size)
-        steps = max(map(len, shares)) if in_step else len(shares[rank])
-        spares = [batch for share in shares for batch in share[:1]][:1] * (steps - len(shares[rank]))
-        batches = [(batch, False) for batch in shares[rank]] + [(batch, True) for batch in spares]
+        batches = stepwise(shares)[rank] if in_step else [(batch, False) for batch in shares[rank]]
         if not any(shares):
             batches = [([], True)]
         return DataLoader(_Batches(self.questions, batches), batch_size=None, shuffle=False, num_workers=workers)
+
+
+def stepwise(shares: Sequence[Sequence[list[Item]]]) -> list[list[tuple[list[Item], bool]]]:
+    """Give all processes as many batches as any has of those with pictures, and then of those without; True marks a spare one.
+
+    Processes that gather each other's weights have to call the same parts of a model at each step, and only pictures need the eye.
+    """
+    found: list[list[tuple[list[Item], bool]]] = [[] for _ in shares]
+    for seen in (True, False):
+        parts = [[batch for batch in share if ("img" in batch[0].mix or "video" in batch[0].mix) == seen] for share in shares]
+        spare = next((part[0] for part in parts if part), [])
+        for own, part in zip(found, parts, strict=True):
+            own += [(batch, False) for batch in part] + [(spare, True)] * (max(map(len, parts)) - len(part))
+    return found
 
 
 class _Batches(Dataset):

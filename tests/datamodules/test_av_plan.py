@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from datamodules.av_exam import Exam
+from datamodules.av_exam import Exam, stepwise
 from datamodules.av_plan import Item, batches, deal, item_of, plan, tokens_of
 from datamodules.av_questions import Audio, Picture, Video
 from datamodules.av_synthetic import SyntheticQuestions
+from datamodules.deaftest import DeafTest
 
 
 def made(count=500, seed=0):
@@ -41,6 +42,19 @@ def test_what_is_finished_is_left_out_and_the_rest_comes_once():
     left = [item.key for share in plan(items, finished, 3, 4) for batch in share for item in batch]
     assert sorted(left) == sorted({item.key for item in items} - finished)
     assert plan(items, {item.key for item in items}, 2, 4) == [[], []]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_processes_in_step_are_shown_pictures_at_the_same_time(processes):
+    """Those that gather each other's weights would wait for ever if one called the eye and another did not."""
+    mixed = [*SyntheticQuestions(1, 2), *DeafTest(1, "valid", 20)]
+    items = [item_of(index, question, "both") for index, question in enumerate(mixed)]
+    found = stepwise(plan(items, [], processes, 3))
+    assert len({len(own) for own in found}) == 1
+    for step in zip(*found, strict=True):
+        assert len({"img" in batch[0].mix or "video" in batch[0].mix for batch, _ in step}) == 1
+    asked = [item.key for own in found for batch, spare in own for item in batch if not spare]
+    assert sorted(asked) == sorted(item.key for item in items)
 
 
 def test_a_question_that_comes_twice_is_named():
