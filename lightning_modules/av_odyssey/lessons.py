@@ -68,7 +68,7 @@ def made_ready(adapter: OmniAdapter) -> Any:
     """
     if not adapter.kind.learns:
         raise ValueError(f"module.adapter: {adapter.kind.title} has adapters of its own, and no others are trained beside them; "
-                         "evaluate it with strategy=single or ddp, or train another model")
+                         "evaluate it, or train another model")
     model, section = adapter.model, adapter.section
     model.requires_grad_(False)
     if section.gradient_checkpointing:

@@ -151,13 +151,17 @@ class AvOdysseyModule(ExaminedModule):
             omni = OmniAdapter.load(config.adapter, config.pretrained, config.omni)
             self.network = omni.model  # Lightning moves it to the device
             return omni
+        as_it_comes = self.kept_in is not None
         dtype = SHORT.get(str(self.trainer.precision), torch.get_default_dtype())  # the default is what trainer.precision asks for
-        omni = OmniAdapter.load(config.adapter, config.pretrained, config.omni, dtype)
+        omni = OmniAdapter.load(config.adapter, config.pretrained, config.omni, None if as_it_comes else dtype)
+        if self.holds_parts and not omni.kind.learns:
+            raise ValueError(f"strategy={'fsdp' if self.device_mesh else 'deepspeed'}: {omni.kind.title} is not spread over processes; "
+                             "write strategy=single or ddp")
         if self.holds_parts and self.device_mesh is None and not omni.kind.gathers:
             raise ValueError(f"strategy.stage: must be 1 or 2 for {omni.kind.title}, not 3, or write strategy=fsdp: it reads weights past "
                              "their layers, where ZeRO 3 has not gathered them")
-        network = omni.model = made_ready(omni).train()
-        if config.omni.train == "projector":
+        network = omni.model = omni.model.requires_grad_(False) if as_it_comes else made_ready(omni).train()
+        if config.omni.train == "projector" and not as_it_comes:
             network.get_submodule(omni.kind.projector).to(torch.get_default_dtype())
         omni.model = self.network = self.shard(network, blocks_to_shard(omni))
         gather_to_generate(network)

@@ -15,7 +15,7 @@ from datamodules.av_tasks import SPATIAL
 from lightning_modules.av_odyssey.adapter import MONO, Check, Reply
 from lightning_modules.av_odyssey.checks import batch_equals_single, loudness_is_kept
 from lightning_modules.av_odyssey.kinds import kind_of
-from lightning_modules.av_odyssey.kinds.prompts import batch_of
+from lightning_modules.av_odyssey.kinds.prompts import batch_of, full_precision
 from lightning_modules.language.lora import LoraSection
 from lightning_modules.processes import from_all
 
@@ -97,7 +97,7 @@ class OmniAdapter:
         """Check that batches reply as single questions do, else ask one by one; and that loudness can be heard, else mark its task."""
         self.together = max(self.section.together, 2)
         batch = batch_equals_single(self._together, LIMITS.get(self.model.dtype, HALF))
-        self.together = self.section.together if batch.holds else 1
+        self.together = self.section.together if batch.holds and self.kind.batches else 1
         loudness = loudness_is_kept(self._features)
         if not loudness.holds:
             self.cannot = {**self.cannot, "loudness": "the model's front end gives all levels the same features"}
@@ -134,8 +134,8 @@ class OmniAdapter:
         return Reply(text.strip(), "truncated" if end is None else "ok", tuple(logits.tolist()), note)
 
     def given(self, shown: Sequence[Shown]) -> dict[str, Tensor]:
-        """Turn prompts into the model's tensors, each by itself, and then together, padded on the left."""
-        with torch.autocast("cpu", enabled=False):  # which would make features of sounds in half precision
+        """Turn prompts into the model's tensors by name, each by itself, and then together as `batch_of` does it; floats in float32."""
+        with full_precision():  # a window of the Fourier transform in half precision would blur what is heard
             prompts = [self.kind.given(self.processor, one.text, one.pictures, one.sounds) for one in shown]
         return batch_of(prompts, self.filler)
 
@@ -169,7 +169,7 @@ class OmniAdapter:
     def _features(self, audio: Audio) -> np.ndarray:
         extractor = self.kind.extractor(self.processor)
         rate = extractor.sampling_rate
-        with torch.autocast("cpu", enabled=False):
+        with full_precision():
             found = extractor([mono(audio, rate)], sampling_rate=rate, padding="longest", return_tensors="np")
         return np.asarray(next(iter(found.values())))
 

@@ -20,4 +20,5 @@ def kind_of(name: str) -> "OmniKind":
         return Gemma4() if name == "gemma4" else Gemma3n()
     from lightning_modules.av_odyssey.kinds.phi import Phi4
 
+    assert name == "phi4_multimodal", name
     return Phi4()

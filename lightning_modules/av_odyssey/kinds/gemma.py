@@ -3,7 +3,7 @@
 Gemma 4 is shown films as pictures, so that no video processor (and no torchvision) is needed. Gemma 3n sees with timm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,12 +22,12 @@ from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeat
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.gemma4.processing_gemma4 import Gemma4Processor
 
-from lightning_modules.av_odyssey.kinds.kind import SPREAD, OmniKind, tiny_tokenizer
+from lightning_modules.av_odyssey.kinds.kind import SPREAD, OmniKind, tiny_tokenizer, weights_of
 
 WINDOW = 30  # seconds of a sound that are heard, by both models
-TEXT = {"hidden_size": 64, "hidden_size_per_layer_input": 8, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "head_dim": 16, "layer_types": ["sliding_attention", "full_attention"], "max_position_embeddings": 8192, "pad_token_id": 0,
-        "initializer_range": SPREAD}
+TEXT = {"hidden_size": 64, "hidden_size_per_layer_input": 8, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+        "max_position_embeddings": 8192, "pad_token_id": 0, "initializer_range": SPREAD}
 
 
 class Gemma4PicturesAndSound(Gemma4Processor):
@@ -55,6 +55,7 @@ class Gemma4(OmniKind):
     picture = ("image_token",)
     projector = "model.embed_audio.embedding_projection"
     gathers: ClassVar[bool] = False  # rows of embeddings, and scales, are read past their layers
+    types: ClassVar[Sequence[str]] = ("gemma4",)
     blocks: ClassVar[Sequence[str]] = ("Gemma4TextDecoderLayer", "Gemma4VisionEncoderLayer", "Gemma4AudioLayer")
 
     def made(self) -> tuple[Any, Any]:
@@ -70,18 +71,21 @@ class Gemma4(OmniKind):
             text_config={**TEXT, **ends, "bos_token_id": 2, "intermediate_size": 128, "vocab_size": len(tokenizer),
                          "vocab_size_per_layer_input": len(tokenizer), "global_head_dim": 16},
             audio_config={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "subsampling_conv_channels": [128, 4],
-                          "output_proj_dims": 64, "use_clipped_linears": False, "initializer_range": SPREAD},
+                          "output_proj_dims": 64, "initializer_range": SPREAD},
             vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
                            "num_key_value_heads": 2, "head_dim": 16, "patch_size": 16, "position_embedding_size": 64,
                            "initializer_range": SPREAD},
             initializer_range=SPREAD, eoa_token_index=number("<audio|>"), video_token_id=number("<|video|>"), **ends, **placed)
         return Gemma4ForConditionalGeneration(config), Gemma4PicturesAndSound(Gemma4AudioFeatureExtractor(), pictures, tokenizer)
 
-    def loaded(self, name: str, dtype: Any) -> tuple[Any, Any]:
-        """Load a model and the parts of its processor."""
+    def loaded(self, name: str, dtype: Any) -> tuple[Any, Any, Mapping[str, Any]]:
+        """Load a model and the parts of its processor; ValueError for one without an ear."""
         parts = (Gemma4AudioFeatureExtractor.from_pretrained(name), Gemma4ImageProcessorPil.from_pretrained(name))
         processor = Gemma4PicturesAndSound(*parts, AutoTokenizer.from_pretrained(name))
-        return Gemma4ForConditionalGeneration.from_pretrained(name, dtype=dtype), processor
+        model, told = weights_of(Gemma4ForConditionalGeneration, name, dtype)
+        if model.config.audio_config is None:
+            raise ValueError("this size has no ear; E2B and E4B have one")
+        return model, processor, told
 
     def window(self, processor: Any) -> float:
         """Return the seconds of a sound that are heard."""
@@ -108,6 +112,7 @@ class Gemma3n(Gemma4):
     closing = "<end_of_turn>\n<start_of_turn>model\n"
     end = "<end_of_turn>"
     blocks = ("Gemma3nTextDecoderLayer", "Gemma3nAudioConformerBlock")
+    types = ("gemma3n",)
     needs = ("timm", "torchvision")
 
     def made(self) -> tuple[Any, Any]:
@@ -122,9 +127,9 @@ class Gemma3n(Gemma4):
         pictures = SiglipImageProcessorPil(size={"height": 64, "width": 64}, do_normalize=False)
         placed: dict[str, Any] = {f"{name}_id": number(token) for name, token in (named | eye | ear).items()}
         config = Gemma3nConfig(
-            text_config={**TEXT, "bos_token_id": 2, "eos_token_id": number(self.end), "intermediate_size": [128, 128],
-                         "vocab_size": len(tokenizer), "vocab_size_per_layer_input": words, "num_kv_shared_layers": 0, "laurel_rank": 4,
-                         "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0, 0.0]},
+            text_config={**TEXT, "bos_token_id": 2, "eos_token_id": number(self.end), "intermediate_size": [128] * 4,
+                         "vocab_size": len(tokenizer), "vocab_size_per_layer_input": words, "laurel_rank": 4,
+                         "altup_num_inputs": 2, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]},
             audio_config={"vocab_size": len(ear), "vocab_offset": words + len(eye), "input_feat_size": 128, "hidden_size": 32,
                           "conf_num_attention_heads": 4, "conf_num_hidden_layers": 1, "sscp_conv_channel_size": (8, 4),
                           "initializer_range": SPREAD},
@@ -134,6 +139,7 @@ class Gemma3n(Gemma4):
         processor = Gemma3nProcessor(Gemma3nAudioFeatureExtractor(), pictures, tokenizer, image_seq_length=4)
         return Gemma3nForConditionalGeneration(config), processor
 
-    def loaded(self, name: str, dtype: Any) -> tuple[Any, Any]:
+    def loaded(self, name: str, dtype: Any) -> tuple[Any, Any, Mapping[str, Any]]:
         """Load a model and its processor."""
-        return Gemma3nForConditionalGeneration.from_pretrained(name, dtype=dtype), Gemma3nProcessor.from_pretrained(name)
+        model, told = weights_of(Gemma3nForConditionalGeneration, name, dtype)
+        return model, Gemma3nProcessor.from_pretrained(name), told

@@ -1,21 +1,23 @@
 """What tells one omni model from another: how it is made or loaded, what stands in its prompts, and which of its parts learn."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
-from transformers import Qwen2Tokenizer
+from transformers import PreTrainedConfig, Qwen2Tokenizer
+
+from lightning_modules.av_odyssey.kinds.prompts import full_precision
 
 SPREAD = 0.2  # of random weights; with the usual 0.02 a model this small hardly hears what it is shown
 HEAD = 1 << 20  # bytes of each file that tell a folder of weights from another, beside names and sizes
-MISSING = "module.adapter: {} sees with {}; pip install 'fivefold[omni]' installs it, or take qwen2_5_omni, qwen3_omni or gemma4"
+MISSING = "module.adapter: {} sees with {}; pip install -c constraints.txt -e '.[omni]' installs it, or take qwen2_5_omni or gemma4"
 
 
 class OmniKind:
@@ -24,7 +26,8 @@ class OmniKind:
     A prompt is `opening`, then text with a placeholder for each medium, then `closing`; a reply ends with `end`. Placeholders are named
     by attributes of the processor. `projector` is the layer that turns what is heard into words' embeddings, `blocks` are the classes of
     layers that are gathered one at a time where processes share them, `needs` the packages beside transformers, `learns` tells whether
-    it can be trained here, `gathers` whether weights are read by their own layers alone, as ZeRO 3 needs it.
+    it can be trained here, `gathers` whether weights are read by their own layers alone, as ZeRO 3 needs it, `batches` whether a sound is
+    heard the same beside others. `types` are what a folder's settings may call the model.
     """
 
     title: ClassVar[str]
@@ -38,13 +41,18 @@ class OmniKind:
     needs: ClassVar[Sequence[str]] = ()
     learns: ClassVar[bool] = True
     gathers: ClassVar[bool] = True
+    batches: ClassVar[bool] = True
+    types: ClassVar[Sequence[str]]
 
     def made(self) -> tuple[Any, Any]:
         """Make a tiny model with random weights, by the generator of the process, and its processor."""
         raise NotImplementedError
 
-    def loaded(self, name: str, dtype: Any) -> tuple[Any, Any]:
-        """Load model and processor from a folder or the Hub."""
+    def loaded(self, name: str, dtype: Any) -> tuple[Any, Any, Mapping[str, Any]]:
+        """Load model and processor from a folder or the Hub; return with them what transformers says of the loading.
+
+        What is not there, or does not fit, raises whatever transformers raises.
+        """
         raise NotImplementedError
 
     def window(self, processor: Any) -> float:
@@ -56,7 +64,7 @@ class OmniKind:
         return processor.feature_extractor
 
     def given(self, processor: Any, text: str, pictures: list[np.ndarray], sounds: list[np.ndarray]) -> dict[str, Tensor]:
-        """Turn one prompt into the model's tensors."""
+        """Turn one prompt into the model's tensors by name: tokens (1, T), and what stands for its media, a row or several each."""
         return dict(processor(text=[text], images=pictures or None, audio=sounds or None, return_tensors="pt", **self.calls(processor)))
 
     def calls(self, processor: Any) -> dict[str, Any]:
@@ -78,7 +86,7 @@ class OmniKind:
         The generator of the process is left as it was.
         """
         self.require()
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"), float32_by_default():
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"), full_precision():
             torch.manual_seed(seed)
             model, processor = self.made()
         content = hashlib.sha256()
@@ -93,12 +101,22 @@ class OmniKind:
         """
         self.require()
         try:
-            model, processor = self.loaded(name, dtype or "auto")
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            called = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+            if called not in self.types:
+                raise ValueError(f"its config.json has model_type {called}, not {' or '.join(self.types)}")
+            model, processor, told = self.loaded(name, dtype or "auto")
+            if told["missing_keys"] or told["mismatched_keys"]:
+                raise ValueError(f"no weights for {min([*told['missing_keys'], *(key for key, *_ in told['mismatched_keys'])])}")
+        except (OSError, AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"module.pretrained: {name}: holds no {self.title} with its processor ({reason})") from error
         folder = Path(name).expanduser()
         return model.eval(), processor, digest_of_folder(folder) if folder.is_dir() else f"{name} {model.config._commit_hash}"
+
+
+def weights_of(model: Any, name: str, dtype: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Load a class of transformers' models, and return with it what that says of the loading, such as its `missing_keys`."""
+    return model.from_pretrained(name, dtype=dtype, output_loading_info=True)
 
 
 def tiny_tokenizer(special: Sequence[str], named: Mapping[str, str], end: str, behind: Sequence[str] = ()) -> Qwen2Tokenizer:
@@ -107,17 +125,6 @@ def tiny_tokenizer(special: Sequence[str], named: Mapping[str, str], end: str, b
     others = {f"other_{number}_token": token for number, token in enumerate(special) if token not in (end, *named.values())}
     return Qwen2Tokenizer(vocab=vocabulary, merges=[], eos_token=end, pad_token=special[0], unk_token=special[0],
                           extra_special_tokens={**named, **others})
-
-
-@contextmanager
-def float32_by_default() -> Iterator[None]:
-    """Make weights in float32, whatever a trainer has set."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def digest_of_folder(folder: Path) -> str:

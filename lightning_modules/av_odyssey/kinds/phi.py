@@ -19,13 +19,13 @@ from transformers import Phi4MultimodalConfig, Phi4MultimodalForCausalLM
 from transformers.models.phi4_multimodal.feature_extraction_phi4_multimodal import Phi4MultimodalFeatureExtractor
 from transformers.models.phi4_multimodal.processing_phi4_multimodal import Phi4MultimodalProcessor
 
-from lightning_modules.av_odyssey.kinds.kind import SPREAD, OmniKind, tiny_tokenizer
+from lightning_modules.av_odyssey.kinds.kind import SPREAD, OmniKind, tiny_tokenizer, weights_of
 
 ADAPTERS = {"vision": "vision-lora", "speech": "speech-lora"}  # by name, the folder beside the weights
 
 
 class Phi4(OmniKind):
-    """Phi-4-multimodal, as transformers has it."""
+    """Phi-4-multimodal as transformers reads it: the Hub's revision refs/pr/70, downloaded, not the older code of its main branch."""
 
     title = "Phi-4-multimodal"
     opening = "<|user|>"
@@ -37,6 +37,7 @@ class Phi4(OmniKind):
     blocks = ("Phi4MultimodalDecoderLayer", "Phi4MultimodalVisionEncoderLayer", "Phi4MultimodalAudioConformerEncoderLayer")
     needs = ("torchvision",)
     learns = False
+    types = ("phi4_multimodal",)
 
     def made(self) -> tuple[Any, Any]:
         """Make a model of 0.2 M weights; a picture is 448 by 448 pixels and 545 tokens, of which the size is fixed."""
@@ -60,14 +61,14 @@ class Phi4(OmniKind):
         processor = Phi4MultimodalProcessor(pictures, Phi4MultimodalFeatureExtractor(), tokenizer)
         return one_sound_at_a_time(Phi4MultimodalForCausalLM(config)), processor
 
-    def loaded(self, name: str, dtype: Any) -> tuple[Any, Any]:
+    def loaded(self, name: str, dtype: Any) -> tuple[Any, Any, Mapping[str, Any]]:
         """Load a model with its adapters, where they lie beside it, and its processor."""
-        model = Phi4MultimodalForCausalLM.from_pretrained(name, dtype=dtype)
+        model, told = weights_of(Phi4MultimodalForCausalLM, name, dtype)
         folder = Path(name).expanduser()
         for adapter, beside in ADAPTERS.items():
             if not folder.is_dir() or (folder / beside).is_dir():
                 model.load_adapter(name, adapter_name=adapter, adapter_kwargs={"subfolder": beside})
-        return one_sound_at_a_time(model), Phi4MultimodalProcessor.from_pretrained(name)
+        return one_sound_at_a_time(model), Phi4MultimodalProcessor.from_pretrained(name), told
 
     def window(self, processor: Any) -> float:
         """Return that nothing is cut."""

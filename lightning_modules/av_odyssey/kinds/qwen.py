@@ -3,7 +3,8 @@
 Films are shown as pictures, so that no video processor (and no torchvision) is needed, with weights of any size.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -19,7 +20,7 @@ from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5Omni
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3OmniMoeProcessor
 
-from lightning_modules.av_odyssey.kinds.kind import SPREAD, OmniKind, tiny_tokenizer
+from lightning_modules.av_odyssey.kinds.kind import SPREAD, OmniKind, tiny_tokenizer, weights_of
 
 MEDIA_2_5 = {"image_token": "<|IMAGE|>", "audio_token": "<|AUDIO|>", "video_token": "<|VIDEO|>", "vision_bos_token": "<|vision_bos|>",
              "vision_eos_token": "<|vision_eos|>", "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>"}
@@ -73,9 +74,9 @@ class Qwen25(OmniKind):
     picture = ("vision_bos_token", "image_token", "vision_eos_token")
     projector = "model.audio_tower.proj"
     blocks = ("Qwen2_5OmniAudioEncoderLayer", "Qwen2_5OmniVisionBlock", "Qwen2_5OmniDecoderLayer")
-
-    processor: Any = Qwen25Processor
-    model: Any = Qwen2_5OmniThinkerForConditionalGeneration
+    types = ("qwen2_5_omni", "qwen2_5_omni_thinker")
+    processor: ClassVar[Any] = Qwen25Processor
+    model: ClassVar[Any] = Qwen2_5OmniThinkerForConditionalGeneration
 
     def made(self) -> tuple[Any, Any]:
         """Make a thinker of 0.2 M weights that sees 56 by 56 pixels at most."""
@@ -94,11 +95,12 @@ class Qwen25(OmniKind):
             vision_config={**SIGHT, "depth": 1, "fullatt_block_indexes": [0]}, initializer_range=SPREAD, **ends, **placed)
         return self.model(config), self.processor(pictures, sounds, tokenizer)
 
-    def loaded(self, name: str, dtype: Any) -> tuple[Any, Any]:
+    def loaded(self, name: str, dtype: Any) -> tuple[Any, Any, Mapping[str, Any]]:
         """Load the thinker of a whole model, or one that was saved alone."""
         tokenizer = AutoTokenizer.from_pretrained(name)
         parts = (Qwen2VLImageProcessorPil.from_pretrained(name), WhisperFeatureExtractor.from_pretrained(name))
-        return self.model.from_pretrained(name, dtype=dtype), self.processor(*parts, tokenizer)
+        model, told = weights_of(self.model, name, dtype)
+        return model, self.processor(*parts, tokenizer), told
 
     def window(self, processor: Any) -> float:
         """Return the length of a chunk: what is longer is cut."""
@@ -121,9 +123,10 @@ class Qwen3(Qwen25):
     opening = "<|im_start|>user\n"
     projector = "model.audio_tower.proj2"
     blocks = ("Qwen3OmniMoeAudioEncoderLayer", "Qwen3OmniMoeVisionBlock", "Qwen3OmniMoeThinkerTextDecoderLayer")
-
-    processor: Any = Qwen3Processor
-    model: Any = Qwen3OmniMoeThinkerForConditionalGeneration
+    types = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
+    batches = False  # less than a second of sound is heard differently beside a longer one: chunks are padded to the longest
+    processor = Qwen3Processor
+    model = Qwen3OmniMoeThinkerForConditionalGeneration
 
     def made(self) -> tuple[Any, Any]:
         """Make a thinker of 0.3 M weights and four experts that sees 64 by 64 pixels at most."""

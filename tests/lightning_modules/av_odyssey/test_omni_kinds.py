@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -167,9 +168,48 @@ def test_a_saved_model_loads_from_its_folder_and_replies_the_same(name, omni, tm
     assert loaded.identity == OmniAdapter.load(name, str(tmp_path), SHORT).identity != omni.identity
 
 
-def test_another_folder_is_refused_by_its_name(name, omni, tmp_path):
-    with pytest.raises(ValueError, match=rf"module.pretrained: {re.escape(str(tmp_path))}: holds no {re.escape(omni.kind.title)} with its"):
+def test_a_folder_of_nothing_of_another_kind_or_without_a_weight_is_refused(name, omni, tmp_path):
+    refused = rf"module.pretrained: {re.escape(str(tmp_path))}: holds no {{}} with its processor"
+    with pytest.raises(ValueError, match=refused.format(re.escape(omni.kind.title))):
         OmniAdapter.load(name, str(tmp_path), SHORT)
+    omni.model.save_pretrained(tmp_path)
+    omni.processor.save_pretrained(tmp_path)
+    for other in HERE:
+        if other != name:
+            with pytest.raises(ValueError, match=refused.format(re.escape(kind_of(other).title)) + r" \(its config.json has model_type"):
+                OmniAdapter.load(other, str(tmp_path), SHORT)
+    held = load_file(tmp_path / "model.safetensors")
+    lost = next(key for key in held if "audio" in key)
+    save_file({key: value for key, value in held.items() if key != lost}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=refused.format(re.escape(omni.kind.title)) + rf" \(no weights for .*{lost.rpartition('.')[2]}"):
+        OmniAdapter.load(name, str(tmp_path), SHORT)
+
+
+def test_a_gemma_4_without_an_ear_is_refused(tmp_path):
+    omni = OmniAdapter.load("gemma4", None, SHORT)
+    omni.model.config.audio_config = None
+    type(omni.model)(omni.model.config).save_pretrained(tmp_path)
+    omni.processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds no Gemma 4 with its processor \(this size has no ear; E2B and E4B have one\)"):
+        OmniAdapter.load("gemma4", str(tmp_path), SHORT)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_what_is_heard_and_seen_is_made_in_full_precision_whatever_the_trainers(precision, omni):
+    shown = [omni.shown(question) for question in PROMPTS]
+    wanted, tone = omni.given(shown), omni._features(HEARD[1].media["audio1"])
+    plugin = HalfPrecision(precision) if precision == "bf16-true" else MixedPrecision(precision, "cpu")
+    with plugin.forward_context():
+        given = omni.given(shown)
+        assert np.array_equal(omni._features(HEARD[1].media["audio1"]), tone)
+    assert all(torch.equal(value, wanted[key]) for key, value in given.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_qwen3_omni_is_asked_one_by_one_whether_or_not_its_batches_are_found_to_differ(dtype):
+    omni = OmniAdapter.load("qwen3_omni", None, replace(SHORT, together=4), dtype)
+    omni.checks()
+    assert omni.together == 1
 
 
 def test_a_questions_own_words_place_no_media_and_end_no_turn(omni):
@@ -279,7 +319,7 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
     import lightning_modules.av_odyssey.kinds.kind as kind
 
     monkeypatch.setattr(kind, "find_spec", lambda package: None)
-    with pytest.raises(ValueError, match=r"module.adapter: Gemma 3n sees with timm and torchvision; pip install 'fivefold\[omni\]'"):
+    with pytest.raises(ValueError, match=r"module.adapter: Gemma 3n sees with timm and torchvision; pip install -c constraints.txt -e"):
         OmniAdapter.load("gemma3n", None, SHORT)
 
 
