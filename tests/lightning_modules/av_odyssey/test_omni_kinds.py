@@ -9,9 +9,10 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from lightning_modules.av_odyssey.kinds import OMNI, kind_of
 from lightning_modules.av_odyssey.kinds.kind import tiny_tokenizer
 from lightning_modules.av_odyssey.kinds.prompts import batch_of
 from lightning_modules.av_odyssey.lessons import blocks_to_shard, lesson, made_ready, reply_loss, save_merged
+from lightning_modules.av_odyssey.module import AvOdysseyModuleConfig
 from lightning_modules.av_odyssey.omni import OmniAdapter, OmniSection, special_tokens
 from lightning_modules.language.lora import LoraSection
 
@@ -313,6 +315,11 @@ def test_phi4_multimodal_hears_through_its_adapter_for_speech_and_sees_through_t
         other = made["speech" if adapter == "vision" else "vision"]
         assert torch.allclose(logits_of(loaded, question), logits_of(made[adapter], question), atol=1e-3)
         assert not torch.allclose(logits_of(loaded, question), logits_of(other, question), atol=0.1)
+
+
+def test_the_configuration_names_the_kinds_that_there_are():
+    field = next(field for field in fields(AvOdysseyModuleConfig) if field.name == "adapter")
+    assert set(get_args(field.type)) == {"small", "oracle", "replay", *OMNI}
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
