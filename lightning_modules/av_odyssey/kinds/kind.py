@@ -1,6 +1,7 @@
 """What tells one omni model from another: how it is made or loaded, what stands in its prompts, and which of its parts learn."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ HEAD = 1 << 20  # bytes of each file that tell a folder of weights from another,
 MISSING = "module.adapter: {} sees with {}; pip install -c constraints.txt -e '.[omni]' installs it, or take qwen2_5_omni or gemma4"
 
 
-class OmniKind:
+class OmniKind(ABC):
     """A family of omni models; those below it say what is theirs.
 
     A prompt is `opening`, then text with a placeholder for each medium, then `closing`; a reply ends with `end`. Placeholders are named
@@ -44,20 +45,20 @@ class OmniKind:
     batches: ClassVar[bool] = True
     types: ClassVar[Sequence[str]]
 
+    @abstractmethod
     def made(self) -> tuple[Any, Any]:
         """Make a tiny model with random weights, by the generator of the process, and its processor."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loaded(self, name: str, dtype: Any) -> tuple[Any, Any, Mapping[str, Any]]:
         """Load model and processor from a folder or the Hub; return with them what transformers says of the loading.
 
         What is not there, or does not fit, raises whatever transformers raises.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def window(self, processor: Any) -> float:
         """Return how many seconds of a sound are heard."""
-        raise NotImplementedError
 
     def extractor(self, processor: Any) -> Any:
         """Return what makes features of sounds."""
@@ -72,7 +73,7 @@ class OmniKind:
         return {"padding": True, "text_kwargs": {"add_special_tokens": False},
                 "audio_kwargs": {"sampling_rate": self.extractor(processor).sampling_rate}}
 
-    def attune(self, model: Any, given: Mapping[str, Tensor]) -> None:
+    def attune(self, model: Any, given: Mapping[str, Tensor]) -> None:  # noqa: B027  (most models need nothing)
         """Prepare a model for what it is about to be given, where its weights depend on that."""
 
     def require(self) -> None:

@@ -255,6 +255,7 @@ def test_what_is_chosen_learns_and_all_else_stays_bit_for_bit(name, train):
     changed = {key for key, value in omni.model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == {key for key in before if ("lora_" if train == "lora" else f"{omni.kind.projector}.") in key}
     assert changed
+    assert all("language_model" in key for key in changed) == (train == "lora")
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_questions(name, omni):
