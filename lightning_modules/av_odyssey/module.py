@@ -145,13 +145,8 @@ class AvOdysseyModule(ExaminedModule):
             self.replier = self._only_replies()
 
     def _omni(self) -> OmniAdapter:
-        """Load an omni model; unless it is examined as it comes, make it ready to learn, and spread it over the processes."""
-        config = self.config
-        if self.kept_in is not None and self.device_mesh is None and not self.holds_parts:
-            omni = OmniAdapter.load(config.adapter, config.pretrained, config.omni)
-            self.network = omni.model  # Lightning moves it to the device
-            return omni
-        as_it_comes = self.kept_in is not None
+        """Load an omni model, in its own precision to be examined as it comes, else ready to learn; and spread it over the processes."""
+        config, as_it_comes = self.config, self.kept_in is not None
         dtype = SHORT.get(str(self.trainer.precision), torch.get_default_dtype())  # the default is what trainer.precision asks for
         omni = OmniAdapter.load(config.adapter, config.pretrained, config.omni, None if as_it_comes else dtype)
         if self.holds_parts and not omni.kind.learns:
