@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import yaml
@@ -19,6 +19,7 @@ from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from pipelines.catalog import choices_of, label_of, path_of
 from pipelines.errors import ConfigError, hint
@@ -45,7 +46,7 @@ class Sweep:
         return self.content["method"]
 
     @property
-    def direction(self) -> str:
+    def direction(self) -> Literal["minimize", "maximize"]:
         return self.content["metric"].get("goal", "minimize")
 
     @property
@@ -199,14 +200,20 @@ def open_study(sweep: Sweep, folder: Path) -> optuna.Study:
     """Open the record of a search, which is written at every step and survives whatever stops it."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
-    return optuna.create_study(storage=storage, pruner=pruner_of(sweep), study_name=sweep.name, direction=sweep.direction,  # type: ignore[arg-type]
+    return optuna.create_study(storage=storage, pruner=pruner_of(sweep), study_name=sweep.name, direction=sweep.direction,
                                load_if_exists=True)
 
 
 def suggest(study: optuna.Study, sweep: Sweep, seed: int) -> optuna.Trial:
-    """Begin the next trial; what it draws depends on the seed, its number and the trials before it alone."""
-    number = len(study.get_trials(deepcopy=False))
+    """Begin the next trial; what it draws depends on the seed, its number and the trials before it alone.
+
+    It is drawn in memory and goes to the record whole: a process that dies leaves no trial there that lacks a part of its settings.
+    """
+    trials = study.get_trials(deepcopy=False)
+    scratch = optuna.create_study(sampler=sampler_of(sweep, seed + len(trials)), direction=sweep.direction)
+    scratch.add_trials(trials)
     if sweep.grid:
-        study.enqueue_trial(sweep.grid[number])
-    study.sampler = sampler_of(sweep, seed + number)
-    return study.ask(sweep.space)
+        scratch.enqueue_trial(sweep.grid[len(trials)])
+    drawn = scratch.ask(sweep.space)
+    study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING, params=drawn.params, distributions=drawn.distributions))
+    return optuna.Trial(study, study.get_trials(deepcopy=False)[-1]._trial_id)

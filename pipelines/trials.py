@@ -1,7 +1,8 @@
 """Trials of a sweep on this machine: each a training command in a process of its own, watched, stopped early, and taken up again.
 
 A trial is a run folder like any other, `trial-000` and so on in the folder of the sweep. What was drawn is on disk before a trial begins,
-and a trial whose end is not on disk goes on from its newest checkpoint, so that an interruption loses and repeats nothing.
+and a trial whose end is not on disk goes on from its newest checkpoint, so that an interruption loses and repeats nothing. Ctrl-C takes
+effect between two looks at the trials, never inside Optuna: its lock of the journal turns an interruption into other errors.
 """
 
 import contextlib
@@ -51,9 +52,14 @@ class Trials:
     parallel: int = 1
     running: list[Running] = field(default_factory=list)
     failed: int = 0  # in a row
+    interrupted: bool = False
 
     def run(self, count: int) -> Iterator[FrozenTrial]:
-        """Bring the sweep to `count` trials and yield each as it ends; on Ctrl-C, all save a checkpoint first."""
+        """Bring the sweep to `count` trials and yield each as it ends; on Ctrl-C, all save a checkpoint first.
+
+        Raises KeyboardInterrupt at the first Ctrl-C when they have; a second one no longer waits for them.
+        """
+        before = signal.signal(signal.SIGINT, self._note)
         waiting = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
         try:
             while waiting or self.running or len(self.study.get_trials(deepcopy=False)) < count:
@@ -61,16 +67,28 @@ class Trials:
                     known = waiting.pop(0) if waiting else None
                     trial = Trial(self.study, known._trial_id) if known else suggest(self.study, self.sweep, self.seed)
                     self.start(trial)
-                time.sleep(LOOK)
+                self.wait()
                 yield from self.look()
         finally:
             self.interrupt()
+            signal.signal(signal.SIGINT, before)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def wait(self) -> None:
+        """Let the time between two looks pass. Raises KeyboardInterrupt if Ctrl-C has come."""
+        time.sleep(LOOK)
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def start(self, trial: Trial) -> None:
         """Begin a trial, or go on with one that was interrupted, once a process that still trains it has ended."""
         folder = self.folder / f"trial-{trial.number:03d}"
         while is_claimed(folder):  # by a process that outlived the sweep
-            time.sleep(LOOK)
+            self.wait()
         slot = min(set(range(self.parallel)) - {running.slot for running in self.running})
         finished = read_record(folder).get("status") == "finished"
         drawn = [*self.sweep.line(trial.params), *self.words]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from optuna.storages.journal import JournalFileBackend
 
 from pipelines import trials as trials_of_sweeps
-from pipelines.search import open_study, read_sweep, suggest
+from pipelines.search import checked, open_study, read_sweep, suggest
 
 SERVER = Path(__file__).resolve().parents[3] / "shared" / "tools" / "fake_wandb_server.py"
 SWEEP = {
@@ -164,3 +165,69 @@ def test_the_trials_of_a_local_search_are_a_group(words, group, file, tmp_path, 
     study = open_study(sweep, folder)
     trials_of_sweeps.Trials(sweep, study, folder, words).start(suggest(study, sweep, 1))
     assert [word for word in started[0] if word.startswith("logger.group=")] == [group]
+
+
+class EndedAtOnce:
+    """Stands for a training that has left its record."""
+
+    def __init__(self, command, **rest):
+        words = dict(word.split("=", 1) for word in command if "=" in word)
+        folder = Path(words["run.root"]) / words["run.name"]
+        folder.mkdir(exist_ok=True)
+        (folder / "run.json").write_text(json.dumps({"status": "interrupted", "results": {"val/loss": float(words["optim.lr"])}}))
+
+    def poll(self):
+        return 0
+
+    def wait(self):
+        return 0
+
+    def send_signal(self, number):
+        pass
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("method", ["grid", "random"])
+@pytest.mark.parametrize("how", ["ctrl-c", "killed before", "killed after"])
+def test_an_end_at_any_write_of_the_record_loses_no_trial_and_no_setting(how, method, tmp_path, monkeypatch, capfd):
+    parameters = {"optim.lr": {"values": [0.1, 0.2, 0.3]}, "optim.rank": {"values": [2]}} if method == "grid" else SWEEP["parameters"]
+    sweep = checked({**SWEEP, "method": method, "parameters": parameters}, "own", "own.yaml")
+    monkeypatch.setattr(trials_of_sweeps.subprocess, "Popen", EndedAtOnce)
+    monkeypatch.setattr(trials_of_sweeps, "LOOK", 0.001)
+    write, unlink = JournalFileBackend.append_logs, os.unlink
+
+    def search(folder, at=None):
+        """Search for three trials; what ends the search comes at the `at`-th write."""
+        folder.mkdir(exist_ok=True)
+        writes = iter(range(10**6))
+
+        def append(self, logs):
+            number = next(writes)
+            if number == at and how == "ctrl-c":
+                monkeypatch.setattr(os, "unlink", lambda path: (unlink(path), os.kill(os.getpid(), signal.SIGINT))[0])  # inside the lock
+            if number == at and how == "killed before":
+                raise Killed
+            write(self, logs)
+            monkeypatch.setattr(os, "unlink", unlink)
+            if number == at and how == "killed after":
+                raise Killed
+
+        monkeypatch.setattr(JournalFileBackend, "append_logs", append)
+        study = open_study(sweep, folder)
+        list(trials_of_sweeps.Trials(sweep, study, folder, []).run(3))
+        return next(writes), [(trial.state, trial.params, trial.value) for trial in study.get_trials()]
+
+    total, wanted = search(tmp_path / "whole")
+    assert [state.name for state, _, _ in wanted] == ["COMPLETE"] * 3
+    cut = 0
+    for at in range(2, total):  # the first two make the study
+        folder = tmp_path / f"at-{at}"
+        try:
+            search(folder, at)
+        except (Killed, KeyboardInterrupt):
+            cut += 1
+        assert search(folder)[1] == wanted, at
+    assert cut >= total - 3  # Ctrl-C at the last write finds all trials at an end
