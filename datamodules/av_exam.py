@@ -1,40 +1,27 @@
 """The questions of an examination, and the loader that hands each process its share of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.av_media import Damaged
 from datamodules.av_plan import Item, item_of, plan
-from datamodules.av_questions import Question
+from datamodules.av_questions import Audio, Medium, Picture, Question, Video, kind_of
+
+Unread = Mapping[int, tuple[str, str]]  # by place in a batch, error or damaged, and the reason
 
 
 class Batch:
-    """Questions of one mix with their items; a `spare` one only keeps processes in step, and its answers count nowhere."""
+    """Questions of one mix with their items; a `spare` one only keeps processes in step, and its answers count nowhere.
 
-    def __init__(self, items: list[Item], questions: list[Question], spare: bool = False) -> None:
-        self.items, self.questions, self.spare = items, questions, spare
+    A question whose media could not be read is in `unread`, and has others of their kinds instead: it can be asked to keep in step, too.
+    """
 
-
-@dataclass(frozen=True)
-class Damage:
-    """Questions that cannot be asked, by id, with their task and the reason; of how many, and how they count."""
-
-    found: Mapping[str, tuple[str, str]]
-    questions: int
-    counted: str
-
-    COLUMNS = ("id", "task", "reason", "counted")
-
-    @property
-    def share(self) -> float:
-        """Return the share of the questions that cannot be asked."""
-        return len(self.found) / self.questions
-
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """Return a row of COLUMNS a question."""
-        return [(name, task, reason, self.counted) for name, (task, reason) in self.found.items()]
+    def __init__(self, items: list[Item], questions: list[Question], spare: bool = False, unread: Unread | None = None) -> None:
+        self.items, self.questions, self.spare, self.unread = items, questions, spare, unread or {}
 
 
 class Exam:
@@ -52,12 +39,6 @@ class Exam:
     def unusable(self) -> dict[str, tuple[Question, str]]:
         """The questions that cannot be asked and why, by key."""
         return {self.items[index].key: (self.questions[index], reason) for index, reason in self.reasons.items()}
-
-    def damage(self, counted: str) -> Damage:
-        """Tell of what cannot be asked, and how it is counted."""
-        lost = [self.questions[index] for index in self.reasons]
-        found = {question.id: (question.task, reason) for question, reason in zip(lost, self.reasons.values(), strict=True)}
-        return Damage(found, len(self.questions), counted)
 
     def loader(self, finished: Iterable[str], rank: int, processes: int, size: int, in_step: bool = False, workers: int = 0) -> DataLoader:
         """Load this process's share of what is not finished; `in_step` gives all as many batches, all with the same kinds of media.
@@ -94,12 +75,23 @@ class _Batches(Dataset):
 
     def __getitem__(self, place: int) -> Batch:
         items, spare = self.batches[place]
-        return Batch(items, [_read(self.questions[item.index]) for item in items], spare)
+        questions, unread = [], {}
+        for number, item in enumerate(items):
+            question = self.questions[item.index]
+            try:
+                media = {tag: question.media[tag] for tag in question.media}
+            except Exception as error:  # of whatever decoder
+                media = {tag: blank(tag) for tag in question.media}
+                reason = str(error) if isinstance(error, Damaged) else f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+                unread[number] = ("damaged" if isinstance(error, Damaged) else "error", reason)
+            questions.append(replace(question, media=media))
+        return Batch(items, questions, spare, unread)
 
 
-def _read(question: Question) -> Question:
-    """Read the media here, in the loader's process; what cannot be read says so where it is asked for."""
-    try:
-        return replace(question, media={tag: question.media[tag] for tag in question.media})
-    except Exception:  # of whatever decoder; the examination meets it again and writes it down
-        return question
+def blank(tag: str) -> Medium:
+    """Make a medium of a tag's kind that says nothing."""
+    if (kind := kind_of(tag)) == "audio":
+        return Audio(np.zeros((1, 16000), np.float32), 16000)
+    pixels = np.zeros((224, 224, 3), np.uint8)
+    return Picture(pixels) if kind == "img" else Video(pixels[None], 1.0)
+

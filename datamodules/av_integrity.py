@@ -13,9 +13,8 @@ import numpy as np
 
 from datamodules.av_media import FRAMES, FRAMES_A_SECOND, Damaged, audio_of, moments, opened, picture_of, seconds_of, words_of
 from datamodules.av_plan import PIXELS_A_TOKEN, tokens_of
-from datamodules.av_questions import Audio
+from datamodules.av_questions import Audio, Kind
 
-Kind = Literal["audio", "img", "video"]
 SHORTEST = 0.05  # seconds of a sound that can be heard as something
 UNKNOWN = (0, 0xFFFFFFFF)  # what stands for a length in a WAV that was written to a pipe
 
@@ -131,14 +130,17 @@ def _id3_size(content: bytes) -> int:
 
 
 def _film(content: bytes) -> Facts:
-    """Look a film through without decoding more than its first frame."""
+    """Look a film through to its last frame: one that is damaged in between is found before anything is asked of it."""
     import av
 
     _check_packets(content, "video")
     try:
         with opened(content) as container:
             stream = container.streams.video[0]
-            frame = next(container.decode(stream), None)
+            stream.thread_type = "AUTO"
+            frame = None
+            for frame in container.decode(stream):  # noqa: B007
+                pass
             seconds, rate = seconds_of(container, stream), float(stream.average_rate or 0)
     except (av.FFmpegError, EOFError) as error:
         raise Damaged(f"cannot be decoded ({words_of(error)})") from None

@@ -43,9 +43,10 @@ class AvOdysseyDataConfig:
     items: int = 2000
     """training questions of each of DeafTest's four tasks"""
     profile: Literal["paper", "paper_clipped", "hard", "mixed", "varied", "noise", "timbre", "confound"] = "mixed"
-    """how hard the training questions are; mixed: paper and hard in turns; varied: noise, timbre and confound as well"""
-    profiles: list[str] = field(default_factory=lambda: ["paper", "hard"])
-    """profiles that are examined; adaptive, beside another: no score, but the smallest gap that is heard, by staircases"""
+    """how hard the questions are; mixed: paper and hard in turns; varied: noise, timbre and confound as well"""
+    profiles: list[str] = field(default_factory=list)
+    """profiles that are examined, where they are not those of data.profile, which are each examined by itself; adaptive, beside another: no
+    score, but the smallest gap that is heard, by staircases"""
     staircases: int = 8
     """staircases that climb side by side in each task of the profile adaptive"""
     questions: int = 100
@@ -61,6 +62,8 @@ class AvOdysseyDataConfig:
     """training questions of each process in a batch"""
     eval_batch_size: int = 50
     """examined questions of each process in a batch"""
+    workers: int = 0
+    """processes that read the examined media ahead, for each process that asks; 0: media are read between two batches"""
     cache: str = "~/.cache/fivefold"
     """folder for what is found once: the trained ear, and what it hears in the training questions"""
     seed: int | None = None
@@ -70,6 +73,8 @@ class AvOdysseyDataConfig:
         for name in ("items", "questions", "batch_size", "eval_batch_size", "frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be 1 or above, not {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"workers: must be 0 or above, not {self.workers}")
         if self.frames_a_second <= 0:
             raise ValueError(f"frames_a_second: must be above 0, not {self.frames_a_second}")
         if self.source == "hub" and not self.root:
@@ -77,15 +82,20 @@ class AvOdysseyDataConfig:
         if self.staircases < 2:
             raise ValueError(f"staircases: must be 2 or above, for an interval, not {self.staircases}")
         known = ("paper", "paper_clipped", "hard", "mixed", "varied", "noise", "timbre", "confound", "adaptive")
-        for profile in self.profiles:
+        for profile in self.examined:
+            key = "profiles" if self.profiles else "profile"
             if profile not in known:
-                raise ValueError(f"profiles: must be of {', '.join(known)}, not {profile}")
+                raise ValueError(f"{key}: must be of {', '.join(known)}, not {profile}")
             if self.source == "deaftest_seen" and profile not in ("paper", "hard"):
-                raise ValueError(f"profiles: must be of paper, hard where source=deaftest_seen, not {profile}")
+                raise ValueError(f"{key}: must be of paper, hard where source=deaftest_seen, not {profile}")
         if self.profiles == ["adaptive"]:
             raise ValueError("profiles: must name one that is scored beside adaptive, such as [hard,adaptive], not adaptive alone")
-        if not self.profiles:
-            raise ValueError("profiles: must name one profile or more, such as [paper,hard], not []")
+
+    @property
+    def examined(self) -> list[str]:
+        """The profiles that are examined, one after another."""
+        parts = {"mixed": ["paper", "hard"], "varied": ["paper", "hard", "noise", "timbre", "confound"]}
+        return self.profiles or parts.get(self.profile, [self.profile])
 
     @property
     def adaptive(self) -> bool:
@@ -135,7 +145,7 @@ class AvOdysseyData(L.LightningDataModule):
         sets: list[Any] = [
             SeenDeafTest(self.seed, config.split, config.questions, profile) if config.source == "deaftest_seen" else  # type: ignore[arg-type]
             DeafTest(self.seed, config.split, config.questions, profile, config.control)  # type: ignore[arg-type]
-            for profile in config.profiles if profile != "adaptive"]
+            for profile in config.examined if profile != "adaptive"]
         return Exam(Several(sets), "; ".join(one.name for one in sets))
 
     def _files(self) -> Exam:
@@ -158,7 +168,8 @@ class AvOdysseyData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """This process's share of the questions that are not answered yet."""
-        return self.exam.loader(self.finished(self.exam.items), *place(), self.config.eval_batch_size, self.in_step)
+        return self.exam.loader(self.finished(self.exam.items), *place(), self.config.eval_batch_size, self.in_step,
+                                self.config.workers)
 
 
 class Several(Sequence[Question]):

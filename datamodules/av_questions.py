@@ -3,12 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from datamodules.rows import DataError
 
+Kind = Literal["audio", "img", "video"]
 LETTERS = "ABCD"
 SUFFIX = "Answer with the option's letter from the given choices directly."
 TAG = re.compile(r"\[((?:img|audio|video)[0-9]+)\]")
@@ -93,6 +94,11 @@ def mix_of(tags: Mapping[str, Any]) -> str:
     """Name a mix of media by their tags, as in "4 img + 1 audio"."""
     counts = {kind: sum(tag.startswith(kind) for tag in tags) for kind in ("img", "video", "audio")}
     return " + ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+
+
+def kind_of(tag: str) -> Kind:
+    """Tell a medium's kind by its tag."""
+    return "audio" if tag.startswith("audio") else "img" if tag.startswith("img") else "video"
 
 
 def prompt_text(question: Question) -> str:

@@ -16,17 +16,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.av_integrity import Facts, Kind, facts_of
+from datamodules.av_integrity import Facts, facts_of
 from datamodules.av_media import FRAMES, FRAMES_A_SECOND, Damaged, audio_of, picture_of, video_of
 from datamodules.av_parquet import Row, parquet_files, rows_of
-from datamodules.av_questions import Medium, Question, mix_of, prompt_text, tags_in
-from datamodules.av_tasks import MIXES, TASKS
+from datamodules.av_questions import Kind, Medium, Question, kind_of, mix_of, prompt_text, tags_in
+from datamodules.av_tasks import ANSWERS, MIXES, TASKS
 from datamodules.cache import build_once
 from datamodules.rows import DataError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # part of every key: raise it when what is stored, or how media are judged, changes
+FORMAT = 2  # part of every key: raise it when what is stored, or how media are judged, changes
 REPORT_SECONDS = 5.0
 INDEX = "index.jsonl"
 
@@ -77,14 +77,13 @@ class Places:
     frames_a_second: float = FRAMES_A_SECOND
 
     def medium(self, tag: str, kept: Kept) -> Medium:
-        """Read a medium. Raises Damaged if its file is no longer what was looked through."""
+        """Read a medium. Raises OSError if its file is no longer what was looked through, and Damaged where that was damaged."""
         path = (self.root if kept.outside else self.store) / kept.file
-        try:
-            content = path.read_bytes()
-        except OSError:
-            raise Damaged(f"{path} is not there") from None
-        if kept.facts is None or len(content) != kept.facts.size:
-            raise Damaged(f"{path} is not what it was when it was looked through")
+        content = path.read_bytes()
+        if kept.facts is None:
+            raise Damaged(f"{path} cannot be used")
+        if len(content) != kept.facts.size:
+            raise OSError(f"{path} is not what it was when it was looked through")
         kind = kind_of(tag)
         if kind == "video":
             return video_of(content, self.frames, self.frames_a_second)
@@ -141,11 +140,6 @@ class StoredQuestions(Sequence[Question]):
         return {index: entry.reason for index, entry in enumerate(self.entries) if entry.reason}
 
 
-def kind_of(tag: str) -> Kind:
-    """Tell a medium's kind by its tag."""
-    return "audio" if tag.startswith("audio") else "img" if tag.startswith("img") else "video"
-
-
 def stored_questions(root: str, cache: Path, frames: int = FRAMES, frames_a_second: float = FRAMES_A_SECOND) -> StoredQuestions:
     """Open the questions of a folder; the process that comes first looks through the media, the others wait.
 
@@ -171,13 +165,13 @@ def key_of(top: Path, store: Path) -> str:
 def _build(folder: Path, files: Sequence[Path], top: Path, media: Path) -> None:
     """Write the index of some parquet files into `folder`, and the media that they hold into the store."""
     keeper, told = Keeper(top, media, folder), time.monotonic()
-    seen: dict[tuple[int, str], str] = {}
+    seen: dict[str, str] = {}
     with (folder / INDEX).open("w") as index:
         for path in files:
             for row in rows_of(path):
-                name = (row.question.task_id, row.question.id)
+                name = row.question.id
                 if name in seen:
-                    raise DataError(f"{row.where}: question_id: {row.question.id} stands in {seen[name]} already")
+                    raise DataError(f"{row.where}: question_id: {name} stands in {seen[name]} already; each set needs a folder of its own")
                 seen[name] = row.where
                 index.write(keeper.entry(row).line())
                 if time.monotonic() - told > REPORT_SECONDS:
@@ -254,6 +248,8 @@ def differences(entries: Iterable[Entry]) -> str:
     mixes = Counter(mix_of(entry.media) for entry in entries)
     told = [f"task {number} has {tasks[number]} questions of {task.questions}" for number, task in TASKS.items()
             if tasks[number] != task.questions]
+    golds = Counter(entry.answer for entry in entries)
+    told += [f"{golds[letter]} answers are {letter}, of {count}" for letter, count in ANSWERS.items() if golds[letter] != count]
     told += [f"{mixes[mix]} are {mix}, of {MIXES.get(mix, 0)}" for mix in {**MIXES, **mixes} if mixes[mix] != MIXES.get(mix, 0)]
     if not entries or not told:
         return ""

@@ -113,6 +113,7 @@ class MethodModule(LightningModule):
         self.config = config
         self.optimizer = optimizer
         self.tables: dict[str, Table] = {}  # of the last validation, on the first process; the launcher writes them down
+        self.incomplete = ""  # what an evaluation lacks that it may find when it goes on, in words for the user
 
     def phases(self, data: Any) -> Iterable[Phase]:
         """Give the trainings that come before this one, in their order; `data` is set up."""

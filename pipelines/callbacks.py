@@ -112,7 +112,10 @@ def size_of(batch: Any) -> tuple[int, int]:
 
 
 class Findings(Callback):
-    """Write down what a module shows beside figures: its tables after each validation, its pictures at the end; W&B gets them too."""
+    """Write down what a module shows beside figures: its tables after each validation, its pictures at the end; W&B gets them too.
+
+    An evaluation ends with its validation.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -126,10 +129,14 @@ class Findings(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_table(name, columns=list(table.columns), data=[[exhibit(cell) for cell in row] for row in table.rows])
+        if pl_module.kept_in is not None:
+            self._draw(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for picture in pl_module.pictures(self.folder):  # type: ignore[operator]
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger) and picture.suffix == ".png":

@@ -1,5 +1,6 @@
 """fivefold evaluate: load a run's checkpoint and validate it again, or examine a model that needs no training here."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,10 @@ def examine(config: RunConfig) -> int:
     status = "failed"
     results: dict[str, float] = {}
     tables: dict[str, Any] = {}
+    lacks = ""
     try:
-        results, tables = _validated(config, place.folder)
-        status = "finished"
+        results, tables, lacks = _validated(config, place.folder)
+        status = "incomplete" if lacks else "finished"
     except (KeyboardInterrupt, SystemExit):  # the second is how Lightning passes a Ctrl-C on
         status = "interrupted"
         raise KeyboardInterrupt from None
@@ -71,13 +73,15 @@ def examine(config: RunConfig) -> int:
         lock.close()
     describe.printed_tables(tables)
     describe.results_table(results, place.folder, status)
+    if lacks:
+        print(f"incomplete: {lacks}; the same command with run.name={shlex.quote(place.folder.name)} run.resume=auto asks them again")
     if (place.folder / PAGE).is_file():
         print(f"page of results: {place.folder / PAGE}")
     return 0
 
 
-def _validated(config: RunConfig, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return the figures of a validation, and its tables."""
+def _validated(config: RunConfig, folder: Path) -> tuple[dict[str, float], dict[str, Any], str]:
+    """Return the figures of a validation, its tables, and what it lacks."""
     from pipelines.build import build
     from pipelines.tracking import close_wandb
 
@@ -90,7 +94,7 @@ def _validated(config: RunConfig, folder: Path) -> tuple[dict[str, float], dict[
     finally:
         if rank() == 0:
             close_wandb(built.loggers, config, folder, results)
-    return results, built.module.tables
+    return results, built.module.tables, built.module.incomplete
 
 
 def _shared_out(words: list[str]) -> list[str]:

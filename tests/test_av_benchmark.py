@@ -53,6 +53,17 @@ def test_beside_the_report_lie_a_page_and_exports_and_the_terminal_shows_publish
     assert float(micro[2]) == pytest.approx(100 * right / 26, abs=0.051)
     with (folder / "tables/published_attributes.csv").open() as file:
         assert [row["model"] for row in csv.DictReader(file)][:3] == ["ours", "Unified-IO-2 L", "Unified-IO-2 XL"]
+    with (folder / "tables/published.csv").open() as file:
+        listed = {row["model"]: (row["printed"], row["micro"]) for row in csv.DictReader(file)}
+    assert (listed["PandaGPT"], listed["OpenOmni 7B"]) == (("26.7", "24.74"), ("", "26.4"))  # printed and rebuilt, section 1.8
+    assert "<td>PandaGPT</td><td>paper</td><td>24.74</td>" in page
+    with (folder / "tables/rates.csv").open() as file:
+        rates = {row["of all questions"]: float(row["percent"]) for row in csv.DictReader(file)}
+    assert rates["right, if the answer were always A"] == pytest.approx(100 * sum(q.answer == "A" for q in QUESTIONS) / 26, abs=0.005)
+    found = figures(done)
+    assert found["val/macro_26"] == found["val/official"] == pytest.approx(right / 26, abs=1e-5)  # one question a task
+    by_attribute = {q.attribute: [r.answer == "B" for r in QUESTIONS if r.attribute == q.attribute] for q in QUESTIONS}
+    assert found["val/macro_7"] == pytest.approx(sum(sum(right) / len(right) for right in by_attribute.values()) / 7, abs=1e-5)
 
 
 def test_a_reply_too_many_and_one_too_few_give_one_line_with_file_and_row(here, tmp_path):
@@ -109,7 +120,7 @@ def test_an_omni_models_letters_are_a_metric_of_their_own_and_spatial_tasks_are_
     assert figures(done)["val/letter_logits"] == pytest.approx(sum(right) / 26, abs=1e-5)
     with (tmp_path / "one/tables/scores.csv").open() as file:
         marked = {row["name"] for row in csv.DictReader(file) if row["note"].startswith("not measurable: the model hears one channel")}
-    assert marked == {"Audio 3D Angle Estimation", "Audio Distance Estimation"}
+    assert marked == {"Audio 3D Angle Estimation", "Audio Distance Estimation", "Space"}
     assert "task Audio 3D Angle Estimation: the model hears one channel" in caplog.text
     with (tmp_path / "one/tables/checks.csv").open() as file:
         assert {row["check"]: row["holds"] for row in csv.DictReader(file)} == {

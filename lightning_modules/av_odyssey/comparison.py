@@ -79,9 +79,9 @@ def by_tasks(report: Report, rule: str) -> Beside | None:
     return Beside(tuple(TASKS[task].name for task in tasks), ours, published)
 
 
-def by_hearing(report: Report, rule: str, profile: str = "paper") -> Beside | None:
-    """Compare DeafTest's tasks on the questions of the paper's ranges; None where there are none of them."""
-    scores = [one.score(rule) for one in report.graded if one.answer.attribute == f"DeafTest {profile}"]
+def by_hearing(report: Report, rule: str) -> Beside | None:
+    """Compare DeafTest's tasks on the paper's own questions, or on those made in its ranges; None where there are none of them."""
+    scores = [one.score(rule) for one in report.graded if one.answer.attribute in ("DeafTest", "DeafTest paper")]
     ours = {name: share for (_, name), share in by_task(scores).items() if name in HEARING} if scores else {}
     names = tuple(name for name in HEARING if name in ours)
     published = {model: dict(zip(HEARING, map(float, values), strict=True)) for model, values in DEAFTEST.items()}

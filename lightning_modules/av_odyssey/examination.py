@@ -5,10 +5,12 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
+from datamodules.av_exam import Unread
 from datamodules.av_plan import Item
 from datamodules.av_questions import Question
-from lightning_modules.av_odyssey.adapter import Adapter, Reply
+from lightning_modules.av_odyssey.adapter import Adapter, Reply, Status
 from lightning_modules.av_odyssey.answers import DONE, FOLDER, MERGED, Answer, AnswerFile, best, kept, merge
 from lightning_modules.processes import from_all, from_first
 
@@ -41,13 +43,22 @@ class Examination:
         """Name this model's answer to a question."""
         return hashlib.sha256(f"{self.model}\n{item.key}".encode()).hexdigest()
 
-    def ask(self, adapter: Adapter, items: Sequence[Item], questions: Sequence[Question], in_step: bool = False) -> None:
-        """Have a batch answered and keep the answers. A batch that fails is asked again one by one, except where processes go `in_step`."""
-        began = time.monotonic()
-        replies = adapter.replies(questions) if in_step else safely(adapter, questions)
+    def ask(self, adapter: Adapter, items: Sequence[Item], questions: Sequence[Question], in_step: bool = False,
+            unread: Unread | None = None) -> None:
+        """Have a batch answered and keep the answers. A batch that fails is asked again one by one, except where processes go `in_step`.
+
+        There all of it is asked, and what is said to those questions of which `unread` says why they could not be read is forgotten.
+        """
+        began, lost = time.monotonic(), unread or {}
+        asked = [place for place in range(len(questions)) if in_step or place not in lost]
+        given = [questions[place] for place in asked]
+        replies = dict(zip(asked, adapter.replies(given) if in_step else safely(adapter, given), strict=True)) if asked else {}
+        replies |= {place: Reply("", cast(Status, status), note=reason) for place, (status, reason) in lost.items()}
+        for place, (_, reason) in lost.items():
+            log.warning("question %s: not asked (%s)", questions[place].id, reason)
         seconds = (time.monotonic() - began) / len(questions)
-        for item, question, reply in zip(items, questions, replies, strict=True):
-            self._keep(Answer.of(question, reply, self.key(item), seconds))
+        for place, (item, question) in enumerate(zip(items, questions, strict=True)):
+            self._keep(Answer.of(question, replies[place], self.key(item), seconds))
 
     def finish(self, items: Sequence[Item], unusable: Mapping[str, tuple[Question, str]], first: bool) -> list[Answer]:
         """Wait for all processes and return all answers in the order of `items`; the `first` process writes the merged file.

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from datamodules.av_exam import Batch, Damage
+from datamodules.av_exam import Batch
 from datamodules.av_plan import Item
+from datamodules.av_questions import prompt_text
 from datamodules.deaftest_gaps import UNITS
+from lightning_modules.av_odyssey import published
 from lightning_modules.av_odyssey.adapter import CHECK_COLUMNS, Adapter
 from lightning_modules.av_odyssey.adaptive import COLUMNS, TARGET, rows_of, thresholds
 from lightning_modules.av_odyssey.answers import Answer
@@ -21,7 +23,7 @@ from lightning_modules.av_odyssey.exports import whole, write_answers, write_sam
 from lightning_modules.av_odyssey.page import NAME, Page
 from lightning_modules.av_odyssey.pictures import draw_failures, noticeable_figure
 from lightning_modules.av_odyssey.replay import Replay
-from lightning_modules.av_odyssey.report import QUESTION_COLUMNS, SCORE_COLUMNS, Report
+from lightning_modules.av_odyssey.report import QUESTION_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS, Report
 from lightning_modules.av_odyssey.staircase import Noticeable
 from lightning_modules.base import OptimizerFactory, Table
 from lightning_modules.language.rotary import SteadyFrequencies
@@ -29,6 +31,7 @@ from lightning_modules.processes import from_all
 
 log = logging.getLogger(__name__)
 
+DAMAGE_COLUMNS = ("id", "task", "reason", "counted")
 NOTES = {  # what a reader must know before comparing, by data.source
     "synthetic": "These questions were made on the spot in the shape of the benchmark's; the published figures are of the real ones, so "
                  "that the two do not compare.",
@@ -43,6 +46,7 @@ class ExaminedModule(SteadyFrequencies):
         super().__init__(config, optimizer)
         self.examination = Examination(None, "")
         self.noticeable: dict[str, Noticeable] = {}  # by task, of the last validation
+        self.failures: list[Path] = []  # pictures of questions that were answered wrongly, of the last evaluation
 
     @property
     def data(self) -> Any:
@@ -75,7 +79,7 @@ class ExaminedModule(SteadyFrequencies):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if not batch.spare:
-            self.examination.ask(self.asked, batch.items, batch.questions, self.data.in_step)
+            self.examination.ask(self.asked, batch.items, batch.questions, self.data.in_step, batch.unread)
         elif batch.questions:  # other processes need this one to gather their weights
             self.asked.replies(batch.questions)
 
@@ -91,7 +95,7 @@ class ExaminedModule(SteadyFrequencies):
         return self.examination.finish(items, exam.unusable, self.trainer.is_global_zero)
 
     def _report(self, answers: list[Answer]) -> Report:
-        return Report.of(answers, damaged=self.data.config.damaged, cannot=self.asked.cannot)
+        return Report.of(answers, self.config.unanswered, self.data.config.damaged, self.asked.cannot)
 
     @torch.no_grad()
     def examine_now(self) -> dict[str, float]:
@@ -108,47 +112,58 @@ class ExaminedModule(SteadyFrequencies):
         return self._figures(self._report(self._finished()))
 
     def _figures(self, report: Report) -> dict[str, float]:
-        """Return by name what share is right by each rule, what share has no letter, and how each of DeafTest's tasks went."""
+        """Return by name what share is right by each rule, what share is no plain answer, and DeafTest's tasks or else averages."""
         found = {"val/accuracy": report.shares(self.config.rule)["average", "micro"].value}
         found |= {f"val/{rule}": report.shares(rule)["average", "micro"].value for rule in report.rules}
         found["val/invalid_rate"] = sum(one.letters["strict"] is None for one in report.graded) / len(report.graded)
+        found |= {f"val/{status}_rate": report.rate(status) for status in ("refused", "truncated", "error")}
+        if self.data.config.source == "hub":
+            found["val/damaged_rate"] = report.rate("damaged")
         if self.data.config.source.startswith("deaftest"):
             sorted_out = sorted(_by_profile_and_task(report, self.config.rule).items())
-            found |= {f"val/{name}": sum(right) / len(right) for name, right in sorted_out}
-        return found
+            return found | {f"val/{name}": sum(right) / len(right) for name, right in sorted_out}
+        named = {name: part.value for (kind, name), part in report.shares(self.config.rule).items() if kind == "average"}
+        return found | {f"val/{name}": value for name, value in named.items() if name != "micro"}
 
     def _tell(self, answers: list[Answer]) -> None:
-        damage = self.data.exam.damage(self.data.config.damaged)
         report = self._report(answers)
         for name, value in self._figures(report).items():
             self.log(name, value, prog_bar=name == "val/accuracy", sync_dist=True)
         self.tables = {"answers": Table(QUESTION_COLUMNS, report.question_rows()), "scores": Table(SCORE_COLUMNS, report.score_rows()),
+                       "rates": Table(RATE_COLUMNS, report.rate_rows(), printed=True),
                        "checks": Table(CHECK_COLUMNS, [check.row for check in self.checks])}
         if self.data.config.adaptive:
             self._climb()
         if self.data.config.source == "hub":
-            self.log("val/damaged_rate", damage.share, sync_dist=True)
-            self.tables["damaged"] = Table(Damage.COLUMNS, damage.rows())
+            damaged = [(one.id, one.task, one.note, self.data.config.damaged) for one in answers if one.status == "damaged"]
+            self.tables["damaged"] = Table(DAMAGE_COLUMNS, damaged)
+        failed = report.statuses["error"]
+        self.incomplete = f"{failed} of {len(answers)} questions have an error instead of an answer (tables/answers.csv)" if failed else ""
         if self.kept_in is not None and self.trainer.is_global_zero:
             self._leave(report, self.kept_in)
 
     def _leave(self, report: Report, folder: Path) -> None:
         """Leave beside the report what others read: comparisons, a page, exports, and for W&B some questions with their media."""
         data = self.data.config
-        note = NOTES.get(data.source, "")
-        page = Page(report, self.config.rule, f"{self.config.adapter}: {data.source}", self._facts(), self.checks, note)
+        questions, place = self.data.exam.questions, {item.id: item.index for item in self.data.exam.items}
+        wrong = (one.answer for one in report.graded if not one.right(self.config.rule) and one.answer.status in ("ok", "truncated"))
+        self.failures = draw_failures(((questions[place[answer.id]], answer.reply) for answer in wrong), folder)
+        page = Page(report, self.config.rule, f"{self.config.adapter}: {data.source}", self._facts(), self.checks,
+                    NOTES.get(data.source, ""), self.pictures(folder))
         for title, beside in page.comparisons:
             name = f"published_{title.split()[0].lower()}"
             self.tables[name] = Table(beside.columns, beside.rows())
             self.tables[f"{name}_summary"] = Table(SUMMARY, beside.summary(), printed="tasks" not in name)
-        questions, place = self.data.exam.questions, {item.id: item.index for item in self.data.exam.items}
+        if any("attributes" in name for name in self.tables):
+            self.tables["published"] = Table(published.COLUMNS, published.rows())
+        asked = [(prompt_text(questions[place[one.answer.id]]), round(one.answer.seconds, 3)) for one in report.graded]
+        rows = [(*row, *more) for row, more in zip(report.question_rows(), asked, strict=True)]
+        self.tables["answers"] = Table((*QUESTION_COLUMNS, "prompt", "seconds"), rows)
         write_answers(folder, report)
         write_samples(folder, report, lambda name: questions[place[name]])
         whole(folder / NAME, lambda part: part.write_text(page.text()))
-        rows = examples_of(report, self.config.rule, lambda name: questions[place[name]], self.config.examples)
-        wrong = (one.answer for one in report.graded if not one.right(self.config.rule) and one.answer.status in ("ok", "truncated"))
-        draw_failures(((questions[place[answer.id]], answer.reply) for answer in wrong), folder)
-        self.tables["examples"] = Table(EXAMPLE_COLUMNS, rows, media=True)
+        shown = examples_of(report, self.config.rule, lambda name: questions[place[name]], self.config.examples)
+        self.tables["examples"] = Table(EXAMPLE_COLUMNS, shown, media=True)
 
     def _facts(self) -> dict[str, str]:
         return {"model": self.asked.identity, "questions": self.data.exam.source, "rule of val/accuracy": self.config.rule}
@@ -159,16 +174,14 @@ class ExaminedModule(SteadyFrequencies):
         for task, found in self.noticeable.items():
             self.log(f"val/noticeable/{task}", found.value, sync_dist=True)
         self.tables["noticeable"] = Table(COLUMNS, rows_of(self.noticeable))
-        if self.kept_in and self.trainer.is_global_zero:
-            self.pictures(self.kept_in)
 
     def pictures(self, folder: Path) -> list[Path]:
-        """Draw the shares of right answers over gaps into noticeable.png, where the profile adaptive was examined."""
+        """Draw the shares of right answers over gaps into noticeable.png, where adaptive was examined; failures have been drawn."""
         if not self.noticeable:
-            return []
+            return self.failures
         named = {f"{task}, {UNITS[task]}": found for task, found in self.noticeable.items()}
         noticeable_figure(named, TARGET).savefig(folder / "noticeable.png")
-        return [folder / "noticeable.png"]
+        return [folder / "noticeable.png", *self.failures]
 
 
 def _by_profile_and_task(report: Report, rule: str) -> dict[str, list[bool]]:

@@ -83,6 +83,9 @@ class AvOdysseyModuleConfig:
     """W&B: questions of an evaluation that it shows with their sounds and pictures, wrong ones first"""
     rule: Literal["official", "strict", "vlmevalkit"] = "official"
     """how letters are read in replies for val/accuracy; the tables have all rules"""
+    unanswered: Literal["official", "wrong", "left_out"] = "official"
+    """how questions count that the model failed at, by running out of memory or so: as an empty reply by each rule (for the official one an
+    A), as wrong answers, or not at all. An evaluation that has such is incomplete, and asks them again when it goes on"""
 
     def __post_init__(self) -> None:
         if self.examples < 0:

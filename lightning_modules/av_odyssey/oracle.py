@@ -1,14 +1,17 @@
 """The oracle: DeafTest answered by signal processing. It bounds what a model can reach, and checks what the generator makes.
 
 Sounds are where the envelope stands within 20 dB of its 95th percentile. Of two sounds the oracle compares the level, the peak of the
-spectrum or the length of that part; the choice is read from the option's text.
+spectrum or the length of that part; the choice is read from the option's text. In DeafTest's pictures it counts dots, measures the bar,
+or looks how high the mark stands, by the picture's own grey lines, and takes what comes nearest to the sound.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy import ndimage
 
-from datamodules.av_questions import LETTERS, Audio, Question
+from datamodules.av_questions import LETTERS, Audio, Picture, Question
+from datamodules.av_synthetic import ORDINALS as PLACES
 from lightning_modules.av_odyssey.adapter import Check, Reply
 
 FRAME = 0.02  # seconds
@@ -54,14 +57,37 @@ def duration_of(audio: Audio) -> float:
     return float(active(audio).sum() * FRAME)
 
 
+def dots_of(picture: Picture) -> float:
+    """Count white parts that hang together."""
+    return float(ndimage.label(_white(picture))[1])
+
+
+def bar_of(picture: Picture) -> float:
+    """Return the length of the bar in seconds: a grey line stands at each."""
+    lines = np.flatnonzero(picture.pixels[0, :, 0])
+    return float(_white(picture).any(0).sum() / np.diff(lines).mean())
+
+
+def mark_of(picture: Picture) -> float:
+    """Return the frequency in Hz at which the mark stands: grey lines, from 100 Hz below on, are octaves."""
+    lines = np.flatnonzero(picture.pixels[:, 0, 0])
+    row = np.flatnonzero(_white(picture).any(1)).mean()
+    return float(100 * 2 ** ((lines.max() - row) / np.diff(lines).mean()))
+
+
+def _white(picture: Picture) -> np.ndarray:
+    return picture.pixels[..., 0] > 200
+
+
+SEEN = {"seen_count": (count_of, dots_of), "seen_duration": (duration_of, bar_of), "seen_pitch": (pitch_of, mark_of)}
 MEASURES = {"loudness": loudness_of, "pitch": pitch_of, "duration": duration_of}
 
 
 class Oracle:
-    """Replies to DeafTest's questions; those of other sets it cannot answer."""
+    """Replies to DeafTest's questions, with pictures or without; those of other sets it cannot answer."""
 
     cannot: Mapping[str, str] = {}
-    identity = "oracle 1"
+    identity = "oracle 2"
 
     def checks(self) -> list[Check]:
         """Find nothing to check."""
@@ -78,9 +104,20 @@ def _letter(question: Question) -> str:
         said = str(count_of(sounds["audio1"]))
         near = [abs(int(option) - int(said)) for option in question.options]
         return LETTERS[int(np.argmin(near))]
+    if question.task in SEEN:
+        return _seen_letter(question)
     if question.task not in MEASURES:
-        raise ValueError(f"the oracle knows {', '.join(['count', *MEASURES])}, not {question.task}")
+        raise ValueError(f"the oracle knows {', '.join(['count', *MEASURES, *SEEN])}, not {question.task}")
     values = {tag: MEASURES[question.task](sounds[tag]) for tag in ("audio1", "audio2")}
     more = max(values, key=lambda tag: values[tag])
     place = next(i for i, option in enumerate(question.options) if any(word in option and tag == more for word, tag in ORDINALS.items()))
     return LETTERS[place]
+
+
+def _seen_letter(question: Question) -> str:
+    heard, seen = SEEN[question.task]
+    values = {tag: np.log(heard(medium) if isinstance(medium, Audio) else seen(medium))
+              for tag, medium in question.media.items() if isinstance(medium, Audio | Picture)}
+    one, many = ("img", "audio") if "audio2" in values else ("audio", "img")
+    nearest = min((1, 2, 3, 4), key=lambda place: abs(values[f"{many}{place}"] - values[f"{one}1"]))
+    return LETTERS[next(place for place, option in enumerate(question.options) if PLACES[nearest - 1] in option)]

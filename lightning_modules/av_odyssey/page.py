@@ -1,11 +1,14 @@
 """A page of results that any browser shows without a server: scores by rule, bars beside published models, tasks, checks, questions."""
 
+import base64
 import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from lightning_modules.av_odyssey import published
 from lightning_modules.av_odyssey.adapter import CHECK_COLUMNS, Check
 from lightning_modules.av_odyssey.averages import Share
 from lightning_modules.av_odyssey.comparison import OURS, Beside, by_attributes, by_hearing, by_tasks
@@ -14,12 +17,15 @@ from lightning_modules.av_odyssey.report import Report
 NAME = "report.html"
 SHOWN = 500  # questions on the page; all are in tables/answers.csv
 RIVALS = 4  # published models beside ours in each group of bars, the best first
+PRINTED = ("Of the paper's models, “printed” is its average over all questions, and what stands before it is rebuilt from its tables by "
+           "task. The others have prompts, orders of media and rules of their own: the same model is printed with 24.4 and 29.8.")
 STYLE = """body{font:15px/1.4 sans-serif;margin:2em auto;max-width:70em;padding:0 1em}table{border-collapse:collapse;margin:.5em 0}
 td,th{padding:.15em .6em;text-align:right;border-bottom:1px solid #ddd;vertical-align:top}td:first-child,th:first-child{text-align:left}
 .bar{display:flex;align-items:center;height:1.3em}.bar span:first-child{width:15em;overflow:hidden;white-space:nowrap}
 .track{position:relative;flex:1;height:.9em;background:#eee}.track i{position:absolute;top:0;bottom:0;left:0;background:#9ab}
 .ours .track i{background:#c50}.track u{position:absolute;top:40%;height:20%;background:#000}.track b{position:absolute;top:0;bottom:0;
-width:1px;background:#000}.bar span:last-child{width:9em;text-align:right}.wide{overflow-x:auto}.note{background:#fe9;padding:.4em}"""
+width:1px;background:#000}.bar span:last-child{width:9em;text-align:right}.wide{overflow-x:auto}
+img{max-width:100%}.note{background:#fe9;padding:.4em}"""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Page:
     facts: dict[str, str]
     checks: Sequence[Check] = ()
     note: str = ""
+    pictures: Sequence[Path] = ()
     comparisons: list[tuple[str, Beside]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,15 +62,20 @@ class Page:
                       f"the upright one what guessing gets.</p>", *(self._bars(beside, name) for name in beside.names),
                       f"<details><summary>all {len(beside.models)} models</summary><div class='wide'>"
                       f"{table(beside.columns, beside.rows())}</div></details>"]
+        if self.comparisons and self.comparisons[0][0].startswith("Attributes"):
+            parts.append(f"<details><summary>published averages, as printed and as they follow from their tables</summary><p>{PRINTED}</p>"
+                         f"<div class='wide'>{table(published.COLUMNS, published.rows())}</div></details>")
         parts += [f"<h2>Tasks</h2>{self._tasks()}"]
         if self.checks:
             parts.append(f"<h2>Checks before the first question</h2>{table(CHECK_COLUMNS, (check.row for check in self.checks))}")
+        parts += [f"<figure><img alt='{_e(one.stem)}' src='data:image/png;base64,{base64.b64encode(one.read_bytes()).decode()}'></figure>"
+                  for one in self.pictures]
         parts.append(self._questions())
         return (f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{_e(self.title)}</title><style>{STYLE}</style>"
                 f"{''.join(parts)}</html>\n")
 
     def _scores(self) -> str:
-        found, statuses = self.metrics, self.report.statuses()
+        found, statuses = self.metrics, self.report.statuses
         rows = []
         for rule in self.report.rules:
             shares = {name: share for (kind, name), share in self.report.shares(rule).items() if kind == "average"}
@@ -78,7 +90,7 @@ class Page:
         rivals = sorted(((model, values[name]) for model, values in beside.models.items()), key=lambda one: -one[1])[:RIVALS]
         ours, chance = beside.ours[name], 100 * self.metrics["random"]
         lines = [bar(OURS, 100 * ours.value, chance, ours), *(bar(model, percent, chance) for model, percent in rivals)]
-        missing = self.report.note(name)
+        missing = self.report.note(name) or self.report.attribute_note(name)
         return f"<h3>{_e(name)} ({ours.count} questions{'; ' + _e(missing) if missing else ''})</h3>{''.join(lines)}"
 
     def _tasks(self) -> str:

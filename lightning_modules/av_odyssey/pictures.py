@@ -1,8 +1,8 @@
 """Pictures of what a model hears: just-noticeable differences, and the sounds that it got wrong."""
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,12 +69,18 @@ def failure_figure(question: Question, reply: str) -> "Figure":
 
 
 def draw_failures(wrong: Iterable[tuple[Question, str]], folder: Path, most: int = 4) -> list[Path]:
-    """Draw the first `most` questions with sounds that got a wrong reply, into failure-1.png and so on in `folder`."""
+    """Draw the first `most` questions with sounds that got a wrong reply, into failure-1.png and so on in `folder`.
+
+    What can no longer be read is passed over.
+    """
     heard = ((question, reply) for question, reply in wrong if any(tag.startswith("audio") for tag in question.media))
-    drawn = []
-    for number, (question, reply) in enumerate(islice(heard, most), start=1):
-        drawn.append(folder / f"failure-{number}.png")
-        with warnings.catch_warnings():
+    drawn: list[Path] = []
+    for question, reply in heard:
+        if len(drawn) == most:
+            break
+        with contextlib.suppress(OSError, ValueError), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a reply may be of any alphabet, and the font is not
-            failure_figure(question, reply).savefig(drawn[-1])
+            figure = failure_figure(question, reply)
+            drawn.append(folder / f"failure-{len(drawn) + 1}.png")
+            figure.savefig(drawn[-1])
     return drawn

@@ -11,10 +11,13 @@ from lightning_modules.av_odyssey.parsing import letter_of_logits, official, ref
 
 Unanswered = Literal["official", "wrong", "left_out"]
 RULES: dict[str, Callable[[str, Sequence[str]], str | None]] = {"official": official, "strict": strict, "vlmevalkit": vlmevalkit}
+STATUSES = ("refused", "truncated", "error", "damaged")
+RATE_COLUMNS = ("of all questions", "percent")
 QUESTION_COLUMNS = ("id", "task", "attribute", "mix", "gold", "reply", "status", "official", "strict", "vlmevalkit", "letter_logits",
                     "right_official", "right_strict", "right_vlmevalkit", "note")
 SCORE_COLUMNS = ("rule", "kind", "name", "right", "count", "percent", "low", "high", "note")
 NOT_MEASURABLE = "not measurable"
+NEVER = ("error", "damaged")  # was never given, or never asked for
 
 
 @dataclass(frozen=True)
@@ -34,22 +37,27 @@ class Graded:
 
 
 def grade(answer: Answer, unanswered: Unanswered = "official", damaged: Unanswered = "official") -> Graded:
-    """Read an answer by all rules; one that was never given or asked for is what the policy says: empty words for the rules, or wrong."""
+    """Read an answer by all rules; one that was never given or asked for is what the policy says: empty words for the rules, or wrong.
+
+    It has no logits in any case, and is wrong by them.
+    """
     if {"error": unanswered, "damaged": damaged}.get(answer.status, "official") != "official":
         letters: dict[str, str | None] = dict.fromkeys(RULES)
     else:
         letters = {name: rule(answer.reply, answer.options) for name, rule in RULES.items()}
     if answer.letter_logits is not None:
         letters["letter_logits"] = letter_of_logits(answer.letter_logits)
+    elif answer.status in NEVER:
+        letters["letter_logits"] = None
     return Graded(answer, letters)
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that an evaluation found; `cannot` says of tasks why their scores measure nothing."""
+    """All that an evaluation found: answers that are scored, how all of them ended, and why some tasks' scores measure nothing."""
 
     graded: list[Graded]
-    unanswered: Unanswered = "official"
+    statuses: Counter[str] = field(default_factory=Counter)  # of all answers, with those that stay out
     cannot: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -62,12 +70,14 @@ class Report:
             key = "data.damaged" if damaged == "left_out" else "module.unanswered"
             raise ValueError(f"{key}: must not be left_out where no question has an answer; "
                              f"the first says: {answers[0].note if answers else 'there is no question'}")
-        return cls([grade(answer, unanswered, damaged) for answer in taken], unanswered, cannot or {})
+        statuses = Counter("refused" if _refused(answer) else answer.status for answer in answers)
+        return cls([grade(answer, unanswered, damaged) for answer in taken], statuses, cannot or {})
 
     @property
     def rules(self) -> list[str]:
-        """The rules by which every answer was read."""
-        return [rule for rule in (*RULES, "letter_logits") if all(rule in one.letters for one in self.graded)]
+        """The rules by which every answer was read; letters' logits are one where the model gives them with all that it answers."""
+        known = any(one.answer.letter_logits is not None for one in self.graded)
+        return [*RULES, *(["letter_logits"] if known and all("letter_logits" in one.letters for one in self.graded) else [])]
 
     def shares(self, rule: str) -> dict[tuple[str, str], Share]:
         """Score averages, attributes and tasks by (kind, name)."""
@@ -84,27 +94,38 @@ class Report:
             found |= {f"{rule}/{name}": part.value for (kind, name), part in shares.items() if kind == "average"}
             micro = shares["average", "micro"]
             found |= {f"{rule}/micro_low": micro.low, f"{rule}/micro_high": micro.high}
-        count = len(self.graded)
         for rule in ("strict", "vlmevalkit"):
-            found[f"{rule}/invalid_rate"] = sum(one.letters[rule] is None for one in self.graded) / count
-        for status in ("error", "refused", "truncated", "damaged"):
-            found[f"{status}_rate"] = self.statuses()[status] / count
+            found[f"{rule}/invalid_rate"] = sum(one.letters[rule] is None for one in self.graded) / len(self.graded)
+        found |= {f"{status}_rate": self.rate(status) for status in STATUSES}
         answers = [one.answer for one in self.graded]
         return found | guessing([answer.gold for answer in answers], [len(answer.options) for answer in answers])
 
-    def statuses(self) -> Counter[str]:
-        """Count how answers ended; one that says it cannot is refused, whatever the model was asked."""
-        return Counter("refused" if _refused(one.answer) else one.answer.status for one in self.graded)
+    def rate(self, status: str) -> float:
+        """Return the share of all answers that ended so; one that says it cannot is refused, whatever the model was asked."""
+        return self.statuses[status] / self.statuses.total()
+
+    def rate_rows(self) -> list[tuple[str, float]]:
+        """Return rows of RATE_COLUMNS: what guessing gets, and what is no plain answer."""
+        found = self.metrics()
+        names = {"always_a": "right, if the answer were always A", "random": "right, if answers were drawn",
+                 "strict/invalid_rate": "without a letter by strict", "vlmevalkit/invalid_rate": "without a letter by vlmevalkit",
+                 **{f"{status}_rate": status for status in STATUSES}}
+        return [(name, round(100 * found[key], 2)) for key, name in names.items()]
 
     def score_rows(self) -> list[tuple[Any, ...]]:
         """Return a row of SCORE_COLUMNS for each rule and each average, attribute and task; percents."""
         return [(rule, kind, name, round(part.right, 6), part.count, *(round(100 * x, 4) for x in (part.value, part.low, part.high)),
-                 self.note(name) if kind == "task" else "")
+                 self.note(name) if kind == "task" else self.attribute_note(name) if kind == "attribute" else "")
                 for rule in self.rules for (kind, name), part in self.shares(rule).items()]
 
     def note(self, task: str) -> str:
         """Say that a task's scores measure nothing, and why; empty where they do measure."""
         return f"{NOT_MEASURABLE}: {self.cannot[task]}" if task in self.cannot else ""
+
+    def attribute_note(self, attribute: str) -> str:
+        """Say the same of an attribute all of whose tasks measure nothing."""
+        tasks = {one.answer.task for one in self.graded if one.answer.attribute == attribute}
+        return next((self.note(task) for task in sorted(tasks) if tasks <= self.cannot.keys()), "")
 
     def question_rows(self) -> list[tuple[Any, ...]]:
         """Return a row of QUESTION_COLUMNS a question."""

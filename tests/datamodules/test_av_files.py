@@ -10,6 +10,7 @@ import stand_in_odyssey as published
 from datamodules.av_synthetic import SyntheticQuestions
 from datamodules.av_tasks import MIXES, TASKS
 from datamodules.deaftest import DeafTest
+from lightning_modules.av_odyssey import oracle
 
 QUESTIONS = list(SyntheticQuestions(seed=4, each=2))
 
@@ -50,6 +51,9 @@ def test_deaftest_from_its_file_is_answered_by_whoever_hears(evaluate, tmp_path)
     assert done.returncode == 0, done.stderr
     assert figures["val/accuracy"] == 1.0
     assert figures["val/invalid_rate"] == 0
+    ours, gemini = table(tmp_path, "published_deaftest")[:2]  # the published questions are what the published figures are of
+    assert (ours["model"], {ours[task] for task in ("count", "loudness", "pitch", "duration")}) == ("ours", {"100.0"})
+    assert (gemini["model"], gemini["duration"]) == ("Gemini 1.5 Flash", "89.0")
 
 
 def damaged(folder):
@@ -110,6 +114,45 @@ def test_a_folder_without_the_files_is_refused_in_one_line(root, message, evalua
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("policy", "score"), [("official", None), ("wrong", 18 / 20), ("left_out", 1.0)])
+def test_questions_that_failed_count_as_the_policy_says_and_are_asked_again_when_the_evaluation_goes_on(
+        policy, score, evaluate, tmp_path, monkeypatch):
+    questions = list(DeafTest(1, "test", 5, "hard"))
+    published.write_deaftest(tmp_path / "data", questions)
+    lost, letter = [questions[3], questions[6]], oracle._letter
+
+    def fails(question):
+        if question.id in [one.id for one in lost]:
+            raise RuntimeError("out of memory")
+        return letter(question)
+
+    monkeypatch.setattr(oracle, "_letter", fails)
+    done, figures = evaluate(tmp_path / "data", f"module.unanswered={policy}")
+    assert done.returncode == 0, done.stderr
+    score = score or 18 / 20 + sum(question.answer == "A" for question in lost) / 20
+    assert (figures["val/accuracy"], figures["val/error_rate"]) == (pytest.approx(score, abs=1e-4), pytest.approx(0.1))
+    assert ("incomplete: 2 of 20 questions have an error instead of an answer (tables/answers.csv); the same command with run.name=run "
+            "run.resume=auto asks them again") in done.stdout
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "incomplete"
+    asked = []
+    monkeypatch.setattr(oracle, "_letter", lambda question: (asked.append(question.id), letter(question))[1])
+    done, figures = evaluate(tmp_path / "data", f"module.unanswered={policy}", "run.resume=auto")
+    assert done.returncode == 0, done.stderr
+    assert (figures["val/accuracy"], figures["val/error_rate"], sorted(asked)) == (1, 0, sorted(one.id for one in lost))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+
+
+def test_media_that_are_read_ahead_give_the_same_answers(evaluate, tmp_path):
+    published.write_deaftest(tmp_path / "data", list(DeafTest(1, "test", 5, "hard")))
+    alone, figures = evaluate(tmp_path / "data")
+    answers = (tmp_path / "run" / "answers.jsonl").read_bytes()
+    (tmp_path / "run").rename(tmp_path / "alone")
+    ahead, again = evaluate(tmp_path / "data", "data.workers=2", "data.eval_batch_size=3")
+    assert alone.returncode == ahead.returncode == 0, alone.stderr + ahead.stderr
+    assert (tmp_path / "run" / "answers.jsonl").read_bytes() == answers
+    assert again == figures
+
+
 def test_pictures_join_deaftest_under_names_of_their_own(here, tmp_path):
     done = here("evaluate", "method=av_odyssey", "module.adapter=oracle", "data.source=deaftest_seen", "data.questions=2", "run.name=run",
                 f"run.root={tmp_path}", "logger=csv", "trainer.accelerator=cpu", "trainer.threads=1")
@@ -118,4 +161,6 @@ def test_pictures_join_deaftest_under_names_of_their_own(here, tmp_path):
     assert [answer["id"] for answer in answers] == [f"{profile}_{task}_{number}" for profile in ("paper", "hard") for number in (1, 2)
                                                     for task in (31, 32, 33)]
     assert Counter(answer["mix"] for answer in answers) == {"4 img + 1 audio": 6, "1 img + 4 audio": 6}
-    assert {row["name"] for row in table(tmp_path, "scores") if row["kind"] == "task"} == {"seen_count", "seen_duration", "seen_pitch"}
+    official = [row for row in table(tmp_path, "scores") if (row["rule"], row["kind"]) == ("official", "task")]
+    scores = {row["name"]: float(row["percent"]) for row in official}
+    assert scores == {"seen_count": 100, "seen_duration": 100, "seen_pitch": 100}

@@ -1,3 +1,6 @@
+import io
+
+import av
 import encoded_media as encoded
 import numpy as np
 import pytest
@@ -39,6 +42,16 @@ def test_what_was_cut_off_is_found_whatever_its_format(name, share):
     kind, content = WHOLE[name]
     with pytest.raises(Damaged, match=r"cut off|decoded|has no picture"):
         facts_of(kind, content[:int(share * len(content))])
+
+
+def test_a_film_that_is_damaged_after_its_beginning_is_found():
+    content = bytearray(encoded.film(np.random.default_rng(1).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8), 10))
+    with av.open(io.BytesIO(content)) as container:
+        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+    for packet in packets[20:26]:
+        content[packet.pos:packet.pos + packet.size] = bytes(packet.size)
+    with pytest.raises(Damaged, match="cannot be decoded"):
+        facts_of("video", bytes(content))
 
 
 def test_a_decoder_alone_would_have_read_half_a_wav_and_said_nothing():

@@ -181,3 +181,22 @@ def test_an_examination_is_one_for_wandb_too(small_wandb, here, tmp_path):
     assert (run.state, run.job_type, run.tags) == ("finished", "evaluate", ["av_odyssey", "optim=adamw"])
     results = json.loads((tmp_path / "heard" / "run.json").read_text())["results"]
     assert {name: run.summary[name] for name in results} == pytest.approx(results)
+
+
+def test_wandb_has_an_examinations_questions_with_their_media_and_its_pictures(small_wandb, here, tmp_path):
+    done = here("evaluate", "method=av_odyssey", "module.adapter=oracle", "data.questions=2", "data.profiles=[hard,adaptive]",
+                "data.staircases=2", "data.control=swapped", "run.name=heard", f"run.root={tmp_path}", "logger=wandb", "logger.mode=online",
+                "trainer.threads=1", "trainer.accelerator=cpu")
+    assert done.returncode == 0, done.stderr
+    (run,) = small_wandb.runs.values()
+    assert {"noticeable", "failure-1", "failure-4"} <= run.summary.keys()
+    examples, answers = (json.loads(small_wandb.uploads[f"/file/{table}.table.json"]) for table in ("examples", "answers"))
+    first = dict(zip(examples["columns"], examples["data"][0], strict=True))
+    assert first["audio1"]["_type"] == "audio-file"
+    assert any(name.endswith(first["audio1"]["path"]) for name in small_wandb.uploads)
+    row = dict(zip(answers["columns"], answers["data"][0], strict=True))
+    assert row["prompt"].startswith("How many sounds are there in [audio1]?")
+    assert row["prompt"].endswith("Answer with the option's letter from the given choices directly.")
+    assert row["seconds"] >= 0
+    page = (tmp_path / "heard" / "report.html").read_text()
+    assert page.count("src='data:image/png;base64,") == 5

@@ -17,7 +17,6 @@ from transformers import PreTrainedConfig, Qwen2Tokenizer
 from lightning_modules.av_odyssey.kinds.prompts import full_precision
 
 SPREAD = 0.2  # of random weights; with the usual 0.02 a model this small hardly hears what it is shown
-HEAD = 1 << 20  # bytes of each file that tell a folder of weights from another, beside names and sizes
 MISSING = "module.adapter: {} sees with {}; pip install -c constraints.txt -e '.[omni]' installs it, or take qwen2_5_omni or gemma4"
 
 
@@ -129,10 +128,10 @@ def tiny_tokenizer(special: Sequence[str], named: Mapping[str, str], end: str, b
 
 
 def digest_of_folder(folder: Path) -> str:
-    """Hash names, sizes and the first MiB of all files, which for weights holds the names of all tensors and some of their values."""
+    """Hash all that the files of a folder hold, and their names: weights that learnt anywhere are other weights."""
     content = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
-                content.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode() + file.read(HEAD))
+                content.update(f"{path.relative_to(folder)}\n".encode() + hashlib.file_digest(file, hashlib.blake2b).digest())
     return content.hexdigest()

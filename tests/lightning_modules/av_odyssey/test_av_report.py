@@ -37,6 +37,9 @@ def test_replies_that_are_no_plain_answers_are_counted():
     assert found["error_rate"] == share[3]
     assert found["truncated_rate"] == share[4]
     assert found["strict/invalid_rate"] == pytest.approx(sum(share[1:]))
+    left_out = Report.of(answers, "left_out")
+    assert left_out.metrics()["error_rate"] == share[3]  # of all questions, whatever is scored
+    assert dict(left_out.rate_rows())["error"] == pytest.approx(100 * share[3], abs=0.005)
 
 
 def test_what_was_never_answered_counts_as_the_policy_says():
@@ -62,6 +65,22 @@ def test_logits_are_a_rule_of_their_own_where_every_answer_has_them():
     assert Report.of(answers).metrics()["letter_logits/micro"] == 1.0
     some = [*answers[1:], Answer.of(QUESTIONS[0], Reply("A"), "k0")]
     assert "letter_logits/micro" not in Report.of(some).metrics()
+
+
+@pytest.mark.parametrize("status", ["error", "damaged"])
+def test_what_was_never_answered_is_wrong_by_letters_logits_and_leaves_the_others_their_score(status):
+    place = {letter: tuple(float(letter == other) for other in "ABCD") for letter in "ABCD"}
+    answers = answered(lambda question: Reply("A", letter_logits=place[question.answer]))
+    answers[3] = Answer.of(QUESTIONS[3], Reply("", status), "k3")
+    assert Report.of(answers).metrics()["letter_logits/micro"] == pytest.approx(1 - 1 / len(answers))
+    assert Report.of(answers, "left_out", "left_out").metrics()["letter_logits/micro"] == 1
+
+
+def test_an_attribute_measures_nothing_where_none_of_its_tasks_does():
+    tasks = sorted({question.task for question in QUESTIONS if question.attribute == "Space"})
+    one, both = (Report.of(answered(lambda q: Reply("B")), cannot=dict.fromkeys(some, "mono")) for some in (tasks[:1], tasks))
+    marked = [{row[2] for row in report.score_rows() if row[1] == "attribute" and row[-1]} for report in (one, both)]
+    assert marked == [set(), {"Space"}]
 
 
 def test_rows_fit_their_columns_and_scores_add_up():

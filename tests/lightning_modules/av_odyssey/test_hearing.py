@@ -9,6 +9,7 @@ import torch
 from datamodules.av_odyssey import Clips, every_clip
 from datamodules.av_questions import Audio
 from datamodules.deaftest import RATE, TASKS, DeafTest
+from datamodules.deaftest_seen import SeenDeafTest
 from lightning_modules.av_odyssey.ear import Reader, stacked
 from lightning_modules.av_odyssey.hearing import BANDS, HOP, SCALE, Encoder, facts_of, frames_of, mel_filters, reading_loss
 from lightning_modules.av_odyssey.oracle import Oracle
@@ -27,12 +28,20 @@ def test_the_oracle_is_always_right_where_there_is_an_answer(profile):
     assert score(list(DeafTest(5, "test", 25, profile))) == 1
 
 
+@pytest.mark.parametrize("profile", ["paper", "hard"])
+def test_the_oracle_sees_too(profile):
+    assert score(list(SeenDeafTest(5, "test", 20, profile))) == 1
+
+
 def test_the_oracle_is_at_chance_without_sound_and_turned_round_by_exchanged_sounds():
     pairs = [question for question in DeafTest(5, "test", 40, "hard", "swapped") if question.task != "count"]
     assert score(pairs) == 0
     silent = [question for question in DeafTest(5, "test", 60, "hard", "silent") if question.task != "count"]
     assert 0.35 < score(silent) < 0.65
-    with pytest.raises(ValueError, match="the oracle knows count, loudness, pitch, duration, not music"):
+    for control in ("shuffled", "single_clip"):
+        pairs_of = [question for question in DeafTest(5, "test", 60, "hard", control) if question.task != "count"]
+        assert 0.35 < score(pairs_of) < 0.65, control  # four standard errors of a half, of 180 questions
+    with pytest.raises(ValueError, match=r"the oracle knows count, loudness, pitch, duration, seen_count, .*, not music"):
         Oracle().replies([pairs[0].__class__(**{**vars(pairs[0]), "task": "music"})])
 
 

@@ -3,9 +3,12 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 
+from datamodules.av_exam import Exam
+from datamodules.av_media import Damaged
 from datamodules.av_plan import item_of, plan
 from datamodules.av_synthetic import SyntheticQuestions
 from lightning_modules.av_odyssey.adapter import Reply
@@ -126,3 +129,40 @@ def test_an_answer_is_preferred_to_an_error_and_the_first_to_the_second():
     error = Answer.of(QUESTIONS[0], Reply("", "error"), "k")
     assert best([error, ok, other])["k"] is ok
     assert best([ok, error])["k"] is ok
+
+
+class Gone(dict):
+    """Media of which one cannot be read."""
+
+    def __init__(self, media, error):
+        super().__init__(media)
+        self.error = error
+        self.digests, self.tokens = dict.fromkeys(media, "known"), dict.fromkeys(media, 1.0)  # as of files
+
+    def __getitem__(self, tag):
+        raise self.error
+
+
+@pytest.mark.parametrize(("error", "status", "note"), [(Damaged("is torn"), "damaged", "is torn"),
+                                                       (OSError("the disk\nis away"), "error", "OSError: the disk is away")])
+@pytest.mark.parametrize("in_step", [False, True])
+def test_media_that_cannot_be_read_when_they_are_asked_for_cost_their_own_question_alone(in_step, error, status, note, tmp_path):
+    questions = list(QUESTIONS)
+    questions[5] = replace(questions[5], media=Gone(questions[5].media, error))
+    exam, adapter = Examination(tmp_path, "counting"), Counting()
+    paper = Exam(questions, "synthetic")
+    for batch in paper.loader(exam.begin(paper.items), 0, 1, 4, in_step):
+        exam.ask(adapter, batch.items, batch.questions, in_step, batch.unread)
+    merged = exam.finish(paper.items, {}, first=True)
+    (lost,) = [answer for answer in merged if answer.status != "ok"]
+    assert (lost.id, lost.reply, lost.status, lost.note) == (questions[5].id, "", status, note)
+    assert len(adapter.asked) == 26 if in_step else sorted(adapter.asked) == sorted(q.id for q in questions if q is not questions[5])
+
+
+def test_what_is_asked_in_place_of_media_that_cannot_be_read_has_their_kinds():
+    questions = [replace(question, media=Gone(question.media, OSError("away"))) for question in QUESTIONS]
+    for batch in Exam(questions, "synthetic").loader([], 0, 1, 4, in_step=True):
+        assert sorted(batch.unread) == list(range(len(batch.questions)))
+        for item, stand_in in zip(batch.items, batch.questions, strict=True):
+            whole = QUESTIONS[item.index]
+            assert {tag: type(medium) for tag, medium in stand_in.media.items()} == {tag: type(whole.media[tag]) for tag in whole.media}
