@@ -92,8 +92,8 @@ def timed(*words: str) -> tuple[float, float]:
 STAGES = {  # of what commands' seconds a stage is the sum, and less what
     "start": (("one step",), ()),
     "ear, and what it hears in the questions": (("ear",), ("one step",)),
-    "language": (("training",), ("one step",)),
-    "examination by 800 questions": (("examination",), ("one step",)),
+    "language, with four examinations": (("training",), ("one step",)),
+    "examination by 800 questions, start included": (("examination",), ()),
     "training from an empty cache, all of it": (("ear", "training"), ("one step",)),
 }
 

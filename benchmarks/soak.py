@@ -8,6 +8,7 @@ for bit, and the same steps in metrics.csv. Disks are filled on a small tmpfs, w
 """
 
 import argparse
+import contextlib
 import csv
 import os
 import random
@@ -146,8 +147,9 @@ def fill_disk(process: "subprocess.Popen[str]", folder: Path) -> None:
 def end_service(process: "subprocess.Popen[str]", folder: Path) -> None:
     """Kill the process that W&B's client talks to."""
     for child in psutil.Process(process.pid).children(recursive=True):
-        if "wandb" in " ".join(child.cmdline()):
-            child.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by now
+            if "wandb" in " ".join(child.cmdline()):
+                child.kill()
 
 
 FAULTS = {"killed": kill, "checkpoint cut off": cut_off, "disk full": fill_disk, "W&B service gone": end_service}

@@ -3,7 +3,6 @@
 import copy
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +87,7 @@ class Checkpoints(Callback):
     def __init__(self, folder: Path, config: CheckpointSection) -> None:
         self.folder, self.config = folder, config
         self.requested: int | None = None  # signal that asked for an end
+        self.ended_anyway = False  # whether one did on some process, after the last step had begun
         self._previous: dict[int, Any] = {}
         self._position: dict[str, Any] = {}  # of the loops after the last optimizer step
         self._rows = 0  # steps whose metrics are in metrics.csv
@@ -126,7 +126,7 @@ class Checkpoints(Callback):
         if self.requested is not None:
             raise KeyboardInterrupt
         self.requested = number
-        sys.stderr.write("\ninterrupted: saving a checkpoint at the end of this step (once more: stop at once, without saving)\n")
+        os.write(2, b"\ninterrupted: saving a checkpoint at the end of this step (once more: stop at once, without saving)\n")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.fit_loop._should_accumulate():
@@ -164,6 +164,7 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_signals()
+        self.ended_anyway = trainer.strategy.reduce_boolean_decision(self.requested is not None, all=False)
         if self._position and (self.config.save_last or self._is_due(trainer) or self._is_best):
             self._save(trainer)
 

@@ -9,10 +9,11 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning_modules.base import MethodModule, Phase
 from pipelines.build import Built, make_trainer
 from pipelines.callbacks import RunRecord, seed_at
-from pipelines.checkpoints import Interrupted
+from pipelines.checkpoints import Checkpoints, Interrupted
 from pipelines.errors import ConfigError
 from pipelines.pictures import draw_loss
 from pipelines.processes import rank
+from pipelines.requeue import leave_note
 from pipelines.runs import PICTURE, claim, newest_checkpoint
 from pipelines.schema import RunConfig
 from pipelines.tracking import MetricsFile, Tracker
@@ -73,6 +74,12 @@ def _train(config: RunConfig, phase: Phase, loggers: list[Logger]) -> None:
     except Interrupted:
         _say(f"{phase.name}: interrupted after {trainer.global_step} steps; the same command goes on from there")
         raise
+    else:
+        if any(isinstance(one, Checkpoints) and one.ended_anyway for one in trainer.callbacks):  # type: ignore[attr-defined]
+            _say(f"{phase.name}: done; interrupted before what comes next, with which the same command goes on")
+            if rank() == 0:
+                leave_note(0)
+            raise Interrupted
     finally:
         if rank() == 0:
             draw_loss(phase.folder / "metrics.csv", phase.folder / PICTURE)

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.runs import JOB, newest_checkpoint, read_record, step_of
+from pipelines.runs import JOB, LOCK, newest_checkpoint, read_record, step_of
 from pipelines.slurm import in_job
 
 NOTE = "FIVEFOLD_REQUEUE"  # in the environment of a job: where the note goes
@@ -52,7 +52,7 @@ def wait_for_others(folder: Path, seconds: float) -> bool:
     """Wait until no process of an earlier start trains in a run folder; False if one still does after so many seconds."""
     end = time.monotonic() + seconds
     while True:
-        with (folder / ".lock").open("a") as file:
+        with (folder / LOCK).open("a") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
@@ -74,7 +74,7 @@ def main(folder: Path, tries: int) -> int:
     if not wait_for_others(folder, WAIT):
         print(f"error: processes of an earlier start still train in {folder} after {WAIT:.0f} s; end them on their node")
         return 1
-    return 0
+    return FINISHED if read_record(folder).get("status") == "finished" else 0  # by then, it may have come to its end
 
 
 if __name__ == "__main__":

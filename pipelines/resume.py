@@ -58,7 +58,9 @@ def place_for(config: RunConfig) -> Place:
 def _new(config: RunConfig, checkpoint: Path | None = None, *notes: str) -> Place:
     folder = _root(config) / (config.run.name or _new_name(config))
     if rank() == 0 and folder.exists() and not never_began(folder):
-        raise ConfigError(f"run.name: {folder} exists already; choose another name, or run.resume=auto to go on with it")
+        way = " and holds no run to go on with; choose another name" if config.run.resume else (
+            "; choose another name, or run.resume=auto to go on with it")
+        raise ConfigError(f"run.name: {folder} exists already{way}")
     return Place(folder, checkpoint, notes)
 
 

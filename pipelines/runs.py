@@ -19,6 +19,7 @@ from pipelines.config import ConfigError, fingerprint, to_yaml
 from pipelines.schema import RunConfig
 
 RECORD = "run.json"
+LOCK = ".lock"  # held by the process that trains
 SETTINGS = "config.yaml"
 PICTURE = "loss.png"
 SWEEP = "sweep.yaml"  # in the folder of a search, beside the folders of its trials
@@ -116,7 +117,7 @@ def claim(folder: Path) -> IO[str]:
     The system frees the lock when the process dies, and workers that outlive it do not hold it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("a")
+    file = (folder / LOCK).open("a")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -126,9 +127,9 @@ def claim(folder: Path) -> IO[str]:
 
 def is_claimed(folder: Path) -> bool:
     """Tell whether a process is training in a run folder."""
-    if not (folder / ".lock").exists():
+    if not (folder / LOCK).exists():
         return False
-    with (folder / ".lock").open("a") as file:
+    with (folder / LOCK).open("a") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -137,8 +138,10 @@ def is_claimed(folder: Path) -> bool:
 
 
 def never_began(folder: Path) -> bool:
-    """Tell whether a folder is that of a run of which no step has left a trace."""
-    return (folder / RECORD).exists() and not (folder / "metrics.csv").exists() and newest_checkpoint(folder) is None
+    """Tell whether a folder is that of a run of which no step has left a trace, such as of one that ended before its record was written."""
+    if not (folder / RECORD).exists():
+        return (folder / LOCK).exists() and all(path.name in (LOCK, SETTINGS) or path.suffix == PART for path in folder.iterdir())
+    return not (folder / "metrics.csv").exists() and newest_checkpoint(folder) is None
 
 
 def read_record(folder: Path) -> dict[str, Any]:

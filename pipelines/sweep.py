@@ -108,7 +108,8 @@ def local(sweep: Any, config: RunConfig, numbers: dict[str, Any], rest: list[str
         lock.close()
         show(sweep, study, folder)
     if status:
-        print("interrupted: every trial has saved a checkpoint, and the same command goes on with them")
+        saved = f"{len(trials.running)} trials still save a checkpoint" if trials.running else "every trial has saved a checkpoint"
+        print(f"interrupted: {saved}, and the same command goes on with them")
     return status
 
 

@@ -56,9 +56,10 @@ def train(config: RunConfig) -> int:
     except BaseException as error:
         _give_up(place, error)
         raise
+    else:
+        end_record(place.folder, status, results)  # before others may take the folder
     finally:
         lock.close()
-    end_record(place.folder, status, results)
     describe.results_table(results, place.folder, status)
     if status != "finished":
         print("the job is queued again and goes on from there" if is_queued_again() else way_on(place.folder), flush=True)

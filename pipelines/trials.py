@@ -52,12 +52,12 @@ class Trials:
     parallel: int = 1
     running: list[Running] = field(default_factory=list)
     failed: int = 0  # in a row
-    interrupted: bool = False
+    interruptions: int = 0  # by Ctrl-C
 
     def run(self, count: int) -> Iterator[FrozenTrial]:
         """Bring the sweep to `count` trials and yield each as it ends; on Ctrl-C, all save a checkpoint first.
 
-        Raises KeyboardInterrupt at the first Ctrl-C when they have; a second one no longer waits for them.
+        Raises KeyboardInterrupt when they have; after a second Ctrl-C at once, and those that have not ended are left in `running`.
         """
         before = signal.signal(signal.SIGINT, self._note)
         waiting = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
@@ -74,14 +74,14 @@ class Trials:
             signal.signal(signal.SIGINT, before)
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
+        self.interruptions += 1
+        if self.interruptions == 1:
+            os.write(2, b"\ninterrupted: the trials save a checkpoint (once more: do not wait for them)\n")
 
     def wait(self) -> None:
         """Let the time between two looks pass. Raises KeyboardInterrupt if Ctrl-C has come."""
         time.sleep(LOOK)
-        if self.interrupted:
+        if self.interruptions:
             raise KeyboardInterrupt
 
     def start(self, trial: Trial) -> None:
@@ -146,10 +146,10 @@ class Trials:
         return told
 
     def interrupt(self) -> None:
-        """Have all trials that still run save a checkpoint, and wait for them."""
+        """Have all trials that still run save a checkpoint, and wait for them until a second Ctrl-C."""
         for one in self.running:
             with contextlib.suppress(ProcessLookupError):
                 one.process.send_signal(signal.SIGINT)
-        for one in self.running:
-            one.process.wait()
-        self.running = []
+        while self.running and self.interruptions < 2:
+            self.running = [one for one in self.running if one.process.poll() is None]
+            time.sleep(LOOK / 10 if self.running else 0)

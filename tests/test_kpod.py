@@ -1,6 +1,8 @@
 """The phases of KPOD in one command: made once, interrupted and resumed to the same bits, on one process and on two."""
 
 import csv
+import json
+import os
 import shutil
 import signal
 import time
@@ -102,6 +104,7 @@ def test_token_weights_are_learned_on_the_embedding_that_the_student_starts_from
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_stopped_while_it_weighs_tokens_goes_on_there_to_the_same_bits(number, here, fivefold, words, tmp_path):
+    words = [*words, "module.weighting.epochs=8"]  # 24 steps, so that the signal comes before the last
     whole = here(*words, "run.name=whole")
     assert whole.returncode == 0, whole.stderr
     again = [word.replace(str(tmp_path / "cache"), str(tmp_path / "other")) for word in words]
@@ -109,7 +112,7 @@ def test_a_run_stopped_while_it_weighs_tokens_goes_on_there_to_the_same_bits(num
     printed = []
     for line in process.stdout:
         printed.append(line)
-        if line.startswith("step 4/6"):
+        if line.startswith("step 4/24"):
             process.send_signal(number)
     assert process.wait(timeout=120) in (130, -signal.SIGKILL), printed
     assert not [*(tmp_path / "other" / "kpod" / "weights").glob("*/meta.json")]
@@ -208,3 +211,24 @@ def test_two_processes_learn_what_one_learns(strategy, here, fivefold, words, tm
     answers = [(tmp_path / name / "tables" / "answers.csv").read_text() for name in ("one", "two")]
     assert answers[0] == answers[1]  # each question once, with the same text
     assert len(answers[0].splitlines()) > 8
+
+
+def test_a_signal_in_the_last_step_of_a_phase_ends_the_run_before_what_comes_next(here, words, tmp_path, monkeypatch):
+    from lightning_modules.kpod.weighting.module import WeightingModule
+
+    step = WeightingModule.training_step
+
+    def last(module, batch, batch_idx):
+        if module.trainer.global_step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(WeightingModule, "training_step", last)
+    done = here(*words, "run.name=run")
+    assert done.returncode == 130, done.stderr
+    assert "done; interrupted before what comes next" in done.stdout
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    assert not (tmp_path / "cache" / "kpod" / "schedule").exists()
+    again = here(*words, "run.name=run", "run.resume=auto")
+    assert again.returncode == 0, again.stderr
+    assert "done before, in" in again.stdout

@@ -81,7 +81,7 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_printed_command_goes_on_w
 
 
 def test_a_second_signal_stops_at_once_and_keeps_the_last_checkpoint(fivefold, debug, tmp_path):
-    process = fivefold(*latest([*debug, "trainer.max_steps=100000"]), "run.name=run", wait=False)
+    process = fivefold(*latest([*debug, "trainer.max_steps=100000", "checkpoint.every_n_steps=8"]), "run.name=run", wait=False)
     for line in process.stdout:
         if line.startswith("step 9/"):
             break

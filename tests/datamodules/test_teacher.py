@@ -90,14 +90,18 @@ def test_each_teacher_and_each_way_of_writing_has_a_file_of_its_own(model, tmp_p
 
 
 class Slow:
-    """In place of a model: says how often it was loaded, and takes its time."""
+    """In place of a model: says how often it was loaded; the first stops answering after two batches."""
 
     def __init__(self, name):
-        with Path(name).with_name("loaded").open("a") as record:
-            record.write("x")
+        record = Path(name).with_name("loaded")
+        self.left = None if record.exists() else 2
+        with record.open("a") as file:
+            file.write("x")
 
     def answers(self, questions, max_new_tokens, temperature):
-        time.sleep(0.1)
+        if self.left == 0:
+            time.sleep(600)
+        self.left = self.left and self.left - 1
         return [f"So {question}" for question in questions]
 
 
@@ -110,7 +114,9 @@ def test_of_several_processes_one_writes_and_if_it_is_killed_another_goes_on(tmp
     (tmp_path / "model").mkdir()
     ranks = {name: multiprocessing.get_context("fork").Process(target=ask, args=(tmp_path, name)) for name in "abc"}
     ranks["a"].start()
+    end = time.monotonic() + 60
     while not (written := list(tmp_path.glob("cache/*.jsonl"))) or written[0].read_bytes().count(b"\n") < 5:
+        assert time.monotonic() < end
         time.sleep(0.01)
     ranks["b"].start()
     ranks["c"].start()

@@ -47,7 +47,7 @@ def test_a_table_of_media_goes_to_wandb_alone(tmp_path):
     trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, loggers=[logger])
     rows = [("1_1", SOUND, None), ("2_1", None, Picture(PIXELS))]
     tables = {"plain": Table(("id",), [("1_1",)]), "shown": Table(("id", "audio1", "img1"), rows, media=True)}
-    Findings(tmp_path).on_validation_end(trainer, SimpleNamespace(tables=tables))
+    Findings(tmp_path).on_validation_end(trainer, SimpleNamespace(tables=tables, kept_in=None))
     assert [path.name for path in (tmp_path / "tables").iterdir()] == ["plain.csv"]
     with (tmp_path / "tables/plain.csv").open() as file:
         assert list(csv.reader(file)) == [["id"], ["1_1"]]

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines import requeue
 from pipelines.requeue import main, stalled, wait_for_others
+from pipelines.runs import end_record
 from tests.pipelines.fake_slurm import FakeSlurm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -172,3 +174,10 @@ def test_a_start_waits_until_a_process_that_still_trains_has_ended(tmp_path, cap
     with (tmp_path / ".lock").open("a") as file:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # and the lock was given back
     assert main(tmp_path, 3) == 0
+
+
+def test_a_run_that_ends_well_while_its_next_start_waits_is_not_started_again(tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text("{}")
+    has_started(tmp_path, 0, 4)
+    monkeypatch.setattr(requeue, "wait_for_others", lambda folder, seconds: not end_record(folder, "finished", {}))
+    assert main(tmp_path, 3) == requeue.FINISHED

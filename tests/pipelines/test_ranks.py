@@ -10,15 +10,17 @@ import pytest
 from pipelines.ranks import bus_bandwidth
 from tests.slurm.cluster import free_port
 
-START = "import sys; from pipelines import ranks; ranks.SECONDS = 5; {more}; sys.exit(ranks.check_ranks((1024, 65536)))"
+START = "import sys; from pipelines import ranks; ranks.SECONDS = {seconds}; {more}; sys.exit(ranks.check_ranks((1024, 65536)))"
 
 
-def processes(more="0", world=2, started=2, **names):
+def processes(more="0", world=2, started=2, seconds=60, **names):
     """Run the check as several processes do under a launcher that sets the usual variables; return what each printed, and its status."""
-    port = free_port(24000)
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # a port is free until torch has started
+    port = free_port(24000 + 200 * worker)
     base = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "TORCHELASTIC"))}
     base |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", **names}
-    running = [subprocess.Popen([sys.executable, "-P", "-c", START.format(more=more)], env={**base, "RANK": str(r), "LOCAL_RANK": str(r)},
+    command = [sys.executable, "-P", "-c", START.format(more=more, seconds=seconds)]
+    running = [subprocess.Popen(command, env={**base, "RANK": str(r), "LOCAL_RANK": str(r)},
                                 text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for r in range(started)]
     return [(process.communicate(timeout=120)[0], process.returncode) for process in running]
 
@@ -42,7 +44,7 @@ def test_a_network_that_adds_up_wrongly_is_found_on_every_process():
 
 
 def test_a_process_that_never_comes_costs_one_line_and_not_a_night():
-    ((said, status),) = processes(started=1)
+    ((said, status),) = processes(started=1, seconds=5)
     assert status == 1
     assert said.count("\n") == 1
     assert said.startswith("FAIL  ranks: the processes did not meet: ")

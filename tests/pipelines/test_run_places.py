@@ -5,7 +5,7 @@ import torch
 
 from pipelines.config import ConfigError, compose
 from pipelines.resume import differences, place_for, way_on, with_settings_of_run
-from pipelines.runs import end_record, start_record
+from pipelines.runs import claim, end_record, start_record
 
 
 @pytest.fixture
@@ -43,6 +43,17 @@ def test_the_default_root_does_not_depend_on_the_current_folder(tmp_path, monkey
         monkeypatch.chdir(folder)
         folders.append(place_for(compose(["experiment=fira_debug"])).folder.parent)
     assert folders == [tmp_path / "home" / "fivefold-runs"] * 2
+
+
+def test_a_run_that_was_killed_before_its_record_was_written_leaves_its_name_free(tmp_path):
+    config = compose(["experiment=fira_debug", f"run.root={tmp_path}", "run.name=early", "run.resume=auto"])
+    claim(tmp_path / "early").close()
+    assert place_for(config).folder == tmp_path / "early"
+    (tmp_path / "early" / "config.yaml.part").touch()
+    assert place_for(config).folder == tmp_path / "early"
+    (tmp_path / "early" / "notes.txt").touch()
+    with pytest.raises(ConfigError, match=r"run\.name: .*early exists already and holds no run to go on with; choose another name$"):
+        place_for(config)
 
 
 def test_a_taken_name_is_refused_but_not_one_whose_run_never_began(tmp_path, run):

@@ -261,7 +261,7 @@ def test_a_run_in_parts_whose_processes_are_all_killed_goes_on_bit_for_bit(in_pa
              "checkpoint.sharded=true", "run.resume=auto"]
     process = fivefold_in(tmp_path, *words, wait=False)
     for line in process.stdout:
-        if line.startswith("step 3/"):
+        if line.startswith("step 2/"):
             time.sleep(random.random() * 0.1)
             os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=120)

@@ -231,3 +231,23 @@ def test_an_end_at_any_write_of_the_record_loses_no_trial_and_no_setting(how, me
             cut += 1
         assert search(folder)[1] == wanted, at
     assert cut >= total - 3  # Ctrl-C at the last write finds all trials at an end
+
+
+class Deaf(EndedAtOnce):
+    """Stands for a training that takes long to save its checkpoint."""
+
+    def poll(self):
+        return None
+
+
+def test_a_second_ctrl_c_no_longer_waits_for_the_trials(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(trials_of_sweeps.subprocess, "Popen", Deaf)
+    monkeypatch.setattr(trials_of_sweeps, "LOOK", 0.01)
+    monkeypatch.setattr(Deaf, "send_signal", lambda self, number: os.kill(os.getpid(), signal.SIGINT))  # the user's second
+    monkeypatch.setattr(trials_of_sweeps.Trials, "look", lambda self: iter(os.kill(os.getpid(), signal.SIGINT) or ()))
+    sweep = checked(SWEEP, "own", "own.yaml")
+    trials = trials_of_sweeps.Trials(sweep, open_study(sweep, tmp_path), tmp_path, [])
+    with pytest.raises(KeyboardInterrupt):
+        list(trials.run(3))
+    assert [one.trial.number for one in trials.running] == [0]
+    assert "once more: do not wait for them" in capfd.readouterr().err

@@ -50,7 +50,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 SlurmdTimeout=10
-KillWait=10
+KillWait=60
 MinJobAge=600
 {nodes}
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
