@@ -10,7 +10,7 @@ scale; nothing is normalised, and nothing clips but in the profile that imitates
     mixed         paper and hard in turns
     varied        hard, noise, timbre and confound in turns, each behind one from paper, whose clear differences are learnt first
     noise         hard, in white or pink noise, one for both sounds, 30 to 40 dB below the peak of the softer one
-    timbre        hard, with harmonic tones, and in the tasks that ask no pitch noise bands, in place of sines
+    timbre        hard, with harmonic tones, and in the tasks that ask no pitch noise bands or clicks, in place of sines
     confound      hard, with a second difference that points the other way: the louder sound is lower, the higher softer, the longer softer
 """
 
@@ -31,6 +31,7 @@ RATE = 16_000  # Hz
 RAMP = 0.01  # seconds of a raised cosine at both ends
 FULL = 100.0  # nominal dB of full scale
 TASKS = ("count", "loudness", "pitch", "duration")
+CLICKS, DECAY = 60, 0.002  # clicks a second, and the seconds in which one falls to 1 / e
 FIRST_ID = 27  # DeafTest's task numbers go on where AV-Odyssey's end
 SPLITS = ("train", "valid", "test")
 TURNS: Mapping[str, tuple[Any, ...]] = {"mixed": ("paper", "hard"),
@@ -48,12 +49,17 @@ class Sound:
     count: int = 1
     gap: float = 0.0
     lead: float = 0.0
-    kind: Literal["sine", "harmonic", "band"] = "sine"
+    kind: Literal["sine", "harmonic", "band", "click"] = "sine"
 
     @property
     def total(self) -> float:
         """Seconds from the first sample to the last."""
         return self.lead + self.count * self.seconds + (self.count - 1) * self.gap
+
+    @property
+    def onsets(self) -> list[float]:
+        """Seconds at which its tones begin."""
+        return [self.lead + number * (self.seconds + self.gap) for number in range(self.count)]
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,8 @@ def posed(rng: np.random.Generator, task: str, profile: str, name: str, text: st
     full = 60.0 if profile == "paper_clipped" else FULL
     noise = min(sound.level for sound in sounds) - rng.uniform(30, 40) if profile == "noise" else None
     media = Rendered({f"audio{place}": sound for place, sound in enumerate(sounds, 1)}, int(rng.integers(2**32)), full, noise)
-    truth = {tag: vars(sound) | {"clipped": sound.level > full} for tag, sound in media.sounds.items()} | {"profile": profile}
+    truth = {tag: vars(sound) | {"clipped": sound.level > full, "peak_dbfs": min(sound.level - full, 0.0), "onsets": sound.onsets}
+             for tag, sound in media.sounds.items()} | {"profile": profile}
     return Question(name, task, FIRST_ID + TASKS.index(task), f"DeafTest {profile}", text, options, LETTERS[right], media, truth)
 
 
@@ -154,7 +161,7 @@ def _count(rng: np.random.Generator, profile: Profile) -> tuple[list[Sound], tup
 def _kind(rng: np.random.Generator, profile: Profile, task: str) -> Any:
     if profile != "timbre":
         return "sine"
-    return str(rng.choice(["harmonic", "harmonic" if task == "pitch" else "band"]))
+    return str(rng.choice(["harmonic"] if task == "pitch" else ["harmonic", "band", "click"]))
 
 
 def _loudness(rng: np.random.Generator, profile: Profile) -> tuple[Sound, Sound]:
@@ -202,8 +209,8 @@ def rendered(sound: Sound, rng: np.random.Generator, full: float = FULL, noise: 
     """Render a sound, in noise of so many nominal dB if any: (time,) float32, full scale 1 at `full` nominal dB; what is louder clips."""
     tone = _tone(sound, rng) * 10 ** ((sound.level - full) / 20)
     samples = np.zeros(round(sound.total * RATE), np.float32)
-    for number in range(sound.count):
-        start = min(round((sound.lead + number * (sound.seconds + sound.gap)) * RATE), len(samples) - len(tone))
+    for onset in sound.onsets:
+        start = min(round(onset * RATE), len(samples) - len(tone))
         samples[start : start + len(tone)] += tone
     if noise is not None:
         samples += _noise(len(samples), rng) * 10 ** ((noise - full) / 20)
@@ -216,6 +223,9 @@ def _tone(sound: Sound, rng: np.random.Generator) -> np.ndarray:
     phase = rng.uniform(0, 2 * np.pi)
     if sound.kind == "band":
         wave = _band(sound.f0, len(t), rng)
+    elif sound.kind == "click":
+        since = np.mod(t + phase / (2 * np.pi * CLICKS), 1 / CLICKS)
+        wave = np.sin(2 * np.pi * sound.f0 * since) * np.exp(-since / DECAY)
     else:
         overtones = range(1, 6 if sound.kind == "harmonic" else 2)
         parts = [np.sin(2 * np.pi * k * sound.f0 * t + phase * k) / k for k in overtones if k * sound.f0 < RATE / 2]

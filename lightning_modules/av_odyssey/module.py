@@ -39,7 +39,7 @@ from lightning_modules.language.parts import gather_to_generate, in_step
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # part of every key: raise it when what is stored, or how it is found, changes
+FORMAT = 3  # part of every key: raise it when what is stored, or how it is found, changes
 SHORT = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # trainer.precision: the type of weights that are held still
 
 

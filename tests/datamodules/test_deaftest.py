@@ -61,7 +61,30 @@ def test_one_sound_gives_the_papers_answers_away_and_not_the_hard_ones():
             assert least <= np.mean(np.equal(guessed, right)) <= most, (profile, task)
 
 
-@pytest.mark.parametrize(("kind", "rms"), [("sine", 1 / np.sqrt(2)), ("harmonic", None)])
+def test_the_truth_says_when_sounds_begin_and_how_high_they_peak():
+    for question in DeafTest(1, "test", 10, "hard"):
+        for tag, audio in question.media.items():
+            truth, samples = question.truth[tag], np.abs(audio.samples[0])
+            assert 20 * np.log10(samples.max()) == pytest.approx(truth["peak_dbfs"], abs=0.1)
+            sounding = np.flatnonzero(samples > 0) / RATE
+            begins = [sounding[0], *sounding[1:][np.diff(sounding) > 0.1]]  # gaps are longer, and no wave stays at zero for so long
+            assert begins == pytest.approx(truth["onsets"], abs=0.005)
+
+
+def test_timbres_are_harmonic_a_band_or_clicks_and_harmonic_where_pitch_is_asked():
+    kinds = {task: {q.truth["audio1"]["kind"] for q in of_task(DeafTest(1, "test", 40, "timbre"), task)} for task in TASKS}
+    assert kinds == {task: {"harmonic"} if task == "pitch" else {"harmonic", "band", "click"} for task in TASKS}
+
+
+def test_clicks_are_short_and_evenly_spaced():
+    wave = np.abs(rendered(Sound(80.0, 700.0, 1.0, kind="click"), np.random.default_rng(0)))
+    loud = np.flatnonzero(wave > wave.max() / 2) / RATE
+    begins = np.array([loud[0], *loud[1:][np.diff(loud) > 0.005]])
+    assert np.diff(begins) == pytest.approx(1 / 60, abs=0.0005)
+    assert np.mean(wave < wave.max() / 20) > 0.4  # silence between
+
+
+@pytest.mark.parametrize(("kind", "rms"), [("sine", 1 / np.sqrt(2)), ("harmonic", None), ("click", None)])
 def test_levels_are_decibels_below_full_scale(kind, rms):
     quiet, loud = (rendered(Sound(level, 440.0, 1.0, kind=kind), np.random.default_rng(0)) for level in (60.0, 80.0))
     middle = slice(RATE // 10, -RATE // 10)
