@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -86,9 +87,12 @@ def read_run(folder: Path) -> Run:
 
 
 def finished_runs(roots: Iterable[Path]) -> list[Run]:
-    """Read the finished runs in some folders, which hold runs or are one."""
+    """Read the finished runs in some folders, which hold runs or are one; evaluations that lack answers are named and left out."""
     folders = [folder for root in roots for folder in ([root] if (root / SETTINGS).is_file() else sorted(root.glob("*/")))]
-    return [read_run(folder) for folder in folders if (folder / SETTINGS).is_file() and read_record(folder).get("status") == "finished"]
+    ended = [(folder, read_record(folder).get("status")) for folder in folders if (folder / SETTINGS).is_file()]
+    if lacking := [folder.name for folder, status in ended if status == "incomplete"]:
+        print(f"warning: {', '.join(lacking)}: left out, because the evaluation is incomplete; run.resume=auto goes on with it", file=sys.stderr)
+    return [read_run(folder) for folder, status in ended if status == "finished"]
 
 
 def with_settings(runs: Sequence[Run], wanted: Mapping[str, str]) -> list[Run]:

@@ -179,7 +179,7 @@ def queue_record(config: RunConfig, folder: Path, command: list[str]) -> None:
 
 
 def end_record(folder: Path, status: str, results: dict[str, float]) -> None:
-    """Set the status of a run (finished, interrupted, failed) and its last figures."""
+    """Set the status of a run (finished, incomplete, interrupted, failed) and its last figures."""
     record = read_record(folder)
     record.update(status=status, results=results)
     _write(folder / RECORD, json.dumps(record, indent=1))

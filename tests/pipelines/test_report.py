@@ -47,6 +47,13 @@ def values_of(root, optim, seeds):
     return [read_run(root / f"{optim}-{seed}").results["val/loss"] for seed in seeds]
 
 
+def test_incomplete_evaluations_are_named_and_left_out(root, capsys):
+    before = len(finished_runs([root]))
+    a_run(root, "lacking", 1, {"val/loss": 0.0}, status="incomplete")
+    assert len(finished_runs([root])) == before
+    assert capsys.readouterr().err.startswith("warning: lacking: left out, because the evaluation is incomplete")
+
+
 def test_means_intervals_and_paired_tests_are_those_of_scipy(root):
     adamw, fira = contenders(with_settings(finished_runs([root]), {"logger.group": "g"}))
     assert (adamw.name, fira.name) == ("optim=adamw", "optim=fira")
