@@ -5,6 +5,7 @@ because the decoders often say nothing where a file was cut (`datamodules.av_int
 """
 
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -129,4 +130,5 @@ def _at(wanted: np.ndarray, decoded: Iterator[Any]) -> list[np.ndarray]:
 
 def words_of(error: BaseException) -> str:
     """Say in one short line what a decoder complains about."""
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    text = re.sub(r" ?<\S+ object at 0x[0-9a-f]+>", "", str(error))  # which is another each time
+    return " ".join(text.split())[:120] or type(error).__name__

@@ -43,10 +43,11 @@ class AvOdysseyDataConfig:
     items: int = 2000
     """training questions of each of DeafTest's four tasks"""
     profile: Literal["paper", "paper_clipped", "hard", "mixed", "varied", "noise", "timbre", "confound"] = "mixed"
-    """how hard the questions are; mixed: paper and hard in turns; varied: noise, timbre and confound as well"""
+    """how hard the training questions are; mixed: paper and hard in turns; varied: noise, timbre and confound as well. Where a model is
+    examined as it comes, those it is examined by, each kind by itself"""
     profiles: list[str] = field(default_factory=list)
-    """profiles that are examined, where they are not those of data.profile, which are each examined by itself; adaptive, beside another: no
-    score, but the smallest gap that is heard, by staircases"""
+    """profiles that are examined; empty: paper and hard. Adaptive, beside another: no score, but the smallest gap that is heard, by
+    staircases"""
     staircases: int = 8
     """staircases that climb side by side in each task of the profile adaptive"""
     questions: int = 100
@@ -82,20 +83,30 @@ class AvOdysseyDataConfig:
         if self.staircases < 2:
             raise ValueError(f"staircases: must be 2 or above, for an interval, not {self.staircases}")
         known = ("paper", "paper_clipped", "hard", "mixed", "varied", "noise", "timbre", "confound", "adaptive")
-        for profile in self.examined:
-            key = "profiles" if self.profiles else "profile"
+        for profile in self.profiles:
             if profile not in known:
-                raise ValueError(f"{key}: must be of {', '.join(known)}, not {profile}")
+                raise ValueError(f"profiles: must be of {', '.join(known)}, not {profile}")
             if self.source == "deaftest_seen" and profile not in ("paper", "hard"):
-                raise ValueError(f"{key}: must be of paper, hard where source=deaftest_seen, not {profile}")
+                raise ValueError(f"profiles: must be of paper, hard where source=deaftest_seen, not {profile}")
+            if self.profiles.count(profile) > 1:
+                raise ValueError(f"profiles: must name each profile once, not {profile} twice")
+            if profile in ("mixed", "varied") and len(self.profiles) > 1 + self.adaptive:
+                raise ValueError(f"profiles: must not name {profile} beside others, some of whose questions it is made of")
+        if self.adaptive and self.control != "none":
+            raise ValueError(f"control: must be none where profiles names adaptive, which has no controls, not {self.control}")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"seed: must be 0 or above, not {self.seed}")
         if self.profiles == ["adaptive"]:
             raise ValueError("profiles: must name one that is scored beside adaptive, such as [hard,adaptive], not adaptive alone")
 
-    @property
-    def examined(self) -> list[str]:
-        """The profiles that are examined, one after another."""
+    def examined(self, as_it_comes: bool) -> list[str]:
+        """Name the profiles that are examined, one after another. Raises ValueError for one that the source has not."""
         parts = {"mixed": ["paper", "hard"], "varied": ["paper", "hard", "noise", "timbre", "confound"]}
-        return self.profiles or parts.get(self.profile, [self.profile])
+        found = self.profiles or (parts.get(self.profile, [self.profile]) if as_it_comes else ["paper", "hard"])
+        if self.source == "deaftest_seen" and (other := set(found) - {"paper", "hard"}):
+            raise ValueError(f"data.profile: must be paper, hard or mixed where data.source=deaftest_seen, not {self.profile}, which has "
+                             f"{min(other)}")
+        return found
 
     @property
     def adaptive(self) -> bool:
@@ -123,6 +134,7 @@ class AvOdysseyData(L.LightningDataModule):
         self.config = config
         self.taught: Any = None  # questions -> batches of them by number, such as Talk: the module's, set in its setup
         self.finished: Any = None  # items -> keys of those that are answered already: the module's
+        self.as_it_comes = False  # whether a model is examined that is not trained here: the module's
         self.in_step = False  # whether all processes have to be given as many batches: the module's
 
     @property
@@ -145,7 +157,7 @@ class AvOdysseyData(L.LightningDataModule):
         sets: list[Any] = [
             SeenDeafTest(self.seed, config.split, config.questions, profile) if config.source == "deaftest_seen" else  # type: ignore[arg-type]
             DeafTest(self.seed, config.split, config.questions, profile, config.control)  # type: ignore[arg-type]
-            for profile in config.examined if profile != "adaptive"]
+            for profile in config.examined(self.as_it_comes) if profile != "adaptive"]
         return Exam(Several(sets), "; ".join(one.name for one in sets))
 
     def _files(self) -> Exam:

@@ -1,6 +1,7 @@
 """fivefold evaluate: load a run's checkpoint and validate it again, or examine a model that needs no training here."""
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ def run(argv: list[str]) -> int:
 
 def examine(config: RunConfig) -> int:
     """Validate a model as it comes; what it has found so far is kept in the run folder, and an interruption loses nothing of it."""
+    if config.trainer.limit_val_batches is not None:
+        raise ConfigError("trainer.limit_val_batches: must be null where a model is examined, which asks all questions; ask fewer of them")
     place = place_for(config)
+    again = f"run.name={shlex.quote(place.folder.name)} run.resume=auto"
     if rank() > 0:
         _validated(config, place.folder)
         return 0
@@ -67,6 +71,7 @@ def examine(config: RunConfig) -> int:
         status = "incomplete" if lacks else "finished"
     except (KeyboardInterrupt, SystemExit):  # the second is how Lightning passes a Ctrl-C on
         status = "interrupted"
+        print(f"interrupted: all answers so far are kept; the same command with {again} asks the rest", file=sys.stderr)
         raise KeyboardInterrupt from None
     finally:
         end_record(place.folder, status, results)
@@ -74,7 +79,7 @@ def examine(config: RunConfig) -> int:
     describe.printed_tables(tables)
     describe.results_table(results, place.folder, status)
     if lacks:
-        print(f"incomplete: {lacks}; the same command with run.name={shlex.quote(place.folder.name)} run.resume=auto asks them again")
+        print(f"incomplete: {lacks}; the same command with {again} asks them again")
     if (place.folder / PAGE).is_file():
         print(f"page of results: {place.folder / PAGE}")
     return 0

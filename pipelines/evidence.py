@@ -91,7 +91,8 @@ def finished_runs(roots: Iterable[Path]) -> list[Run]:
     folders = [folder for root in roots for folder in ([root] if (root / SETTINGS).is_file() else sorted(root.glob("*/")))]
     ended = [(folder, read_record(folder).get("status")) for folder in folders if (folder / SETTINGS).is_file()]
     if lacking := [folder.name for folder, status in ended if status == "incomplete"]:
-        print(f"warning: {', '.join(lacking)}: left out, because the evaluation is incomplete; run.resume=auto goes on with it", file=sys.stderr)
+        print(f"warning: {', '.join(lacking)}: left out, because the evaluation is incomplete; run.resume=auto goes on with it",
+              file=sys.stderr)
     return [read_run(folder) for folder, status in ended if status == "finished"]
 
 

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+TELL_SECONDS = 30.0  # between two lines of an evaluation
 REFRESH_SECONDS = 0.25  # reading a metric waits for the device, so the bar does it rarely
 
 
@@ -40,13 +41,14 @@ def steps_in_all(trainer: Trainer) -> int | None:
 
 
 class LogLines(ProgressBar):
-    """One line every `log_every_n_steps` optimizer steps, and one for each validation."""
+    """One line every `log_every_n_steps` optimizer steps, and one for each validation; of an evaluation, one now and then."""
 
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
         self._began = (0.0, 0)  # time and step
         self._total: int | None = None
+        self._told = 0.0  # time of the last line about an evaluation
 
     def disable(self) -> None:
         """Stay silent; Lightning calls this on all processes but the first."""
@@ -69,6 +71,17 @@ class LogLines(ProgressBar):
             return ""
         seconds = (time.monotonic() - began) / (step - first) * (self._total - step)
         return f"  {timedelta(seconds=round(seconds))} left"
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self._began = (time.monotonic(), 0)
+            self._told = time.monotonic()
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+                                dataloader_idx: int = 0) -> None:
+        if self._enabled and trainer.state.fn != "fit" and time.monotonic() - self._told > TELL_SECONDS:
+            self._told, self._total = time.monotonic(), int(sum(trainer.num_val_batches))
+            print(f"validating: batch {batch_idx + 1}/{self._total}{self._left(batch_idx + 1)}", flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._enabled and trainer.state.fn == "fit" and not trainer.sanity_checking:

@@ -16,7 +16,8 @@ SILENT = ("run.", "logger.", "cluster.")
 MAY_CHANGE = (*LENGTH, *SILENT, "checkpoint.", "trainer.accelerator", "trainer.threads", "trainer.keep_memory", "trainer.profiler",
               "trainer.detect_anomaly",
               "trainer.log_every_n_steps", "trainer.val_every_n_steps", "trainer.limit_val_batches", "data.workers", "data.cache",
-              "strategy.", "trainer.devices", "trainer.num_nodes", "data.batch_size")  # the same run on other processes
+              "strategy.", "trainer.devices", "trainer.num_nodes", "data.batch_size",
+              "data.eval_batch_size")  # the same run on other processes
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _again(config: RunConfig, folder: Path) -> Place:
     place = Place(folder, newest_checkpoint(folder), (f"changed since this run began: {_listed(changed)}",) if changed else ())
     if rank() > 0 or read_record(folder).get("status") != "finished":
         return place
-    if read_record(folder).get("started", [{}])[-1].get("work") == "evaluate":
+    if _work_of(folder) == "evaluate":
         raise ConfigError(f"run.resume: {folder.name} has finished, and all it found is in {folder}; give another run.name to begin anew")
     if not any(d.startswith(LENGTH) for d in changed):
         raise ConfigError(f"run.resume: {folder.name} has finished, after {place.step} steps; give more trainer.max_steps to go on, "
@@ -114,8 +115,16 @@ def _again(config: RunConfig, folder: Path) -> Place:
     return place
 
 
+def _work_of(folder: Path) -> str:
+    """Say what the last start in a run folder was for: train or evaluate."""
+    return read_record(folder).get("started", [{}])[-1].get("work", "train")
+
+
 def _refuse_other(config: RunConfig, folder: Path) -> None:
     refused = [d for d in differences(config, folder) if not d.startswith(MAY_CHANGE)]
+    if refused and _work_of(folder) == "evaluate":
+        raise ConfigError(f"run.resume: {folder.name} was begun with other settings: {_listed(refused)}. Leave them as they were, or give "
+                          "another run.name to begin anew")
     if refused:
         raise ConfigError(f"run.resume: {folder.name} was made with other settings: {_listed(refused)}. Leave them as they were "
                           f"(fivefold train run.resume={shlex.quote(str(folder))} takes them all from that run), or start a new run")

@@ -19,6 +19,7 @@ from pipelines.config import ConfigError, fingerprint, to_yaml
 from pipelines.schema import RunConfig
 
 RECORD = "run.json"
+ANSWERS = "parts"  # folder of what an evaluation has found so far
 LOCK = ".lock"  # held by the process that trains
 SETTINGS = "config.yaml"
 PICTURE = "loss.png"
@@ -141,7 +142,8 @@ def never_began(folder: Path) -> bool:
     """Tell whether a folder is that of a run of which no step has left a trace, such as of one that ended before its record was written."""
     if not (folder / RECORD).exists():
         return (folder / LOCK).exists() and all(path.name in (LOCK, SETTINGS) or path.suffix == PART for path in folder.iterdir())
-    return not (folder / "metrics.csv").exists() and newest_checkpoint(folder) is None
+    kept = any(path.stat().st_size for path in (folder / ANSWERS).glob("*"))
+    return not (folder / "metrics.csv").exists() and newest_checkpoint(folder) is None and not kept
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -58,6 +58,29 @@ def test_the_small_model_learns_to_hear(fivefold_in, tmp_path):
     assert min(scores.values()) >= 0.9, scores
 
 
+@pytest.mark.parametrize(("words", "message"), [
+    (["module.adapter=oracle", "data=synthetic"], "module.adapter: must be replay or an omni model where data.source=synthetic, not"),
+    (["data=deaftest_seen"], "module.adapter: must be replay or an omni model where data.source=deaftest_seen, not small"),
+    (["module.adapter=oracle", "trainer.limit_val_batches=1"], "trainer.limit_val_batches: must be null where a model is examined"),
+    (["module.adapter=oracle", "data.profiles=[hard,adaptive]", "data.control=silent"], "data.control: must be none where profiles names"),
+    (["module.adapter=oracle", "data=deaftest_seen", "data.profile=noise"], "data.profile: must be paper, hard or mixed where"),
+])
+def test_what_cannot_be_examined_is_refused_in_one_line(words, message, here, tmp_path):
+    done = here("evaluate", "method=av_odyssey", *words, "logger=csv", f"run.root={tmp_path}", "trainer.accelerator=cpu")
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_weights_of_another_model_are_refused_in_one_line(here, tmp_path):
+    done = here("train", "experiment=av_odyssey_debug", "trainer.max_steps=1", f"data.cache={tmp_path / 'cache'}", "run.name=run",
+                "trainer.threads=1", f"run.root={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    done = here("evaluate", f"run={tmp_path / 'run'}", "module.adapter=oracle")
+    assert "module.adapter: the checkpoint is of another model than oracle: only one of them has " in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(("words", "profiles"), [
     (["data=deaftest", "data.profile=hard"], {"hard"}), (["data=deaftest"], {"paper", "hard"}),
     (["data=deaftest", "data.profile=hard", "data.profiles=[noise]"], {"noise"}),
@@ -69,6 +92,17 @@ def test_a_profile_is_what_is_examined_unless_others_are_named(words, profiles, 
     found = figures(done)
     assert {name.split("/")[1] for name in found if name.count("/") == 2} == profiles
     assert found["val/accuracy"] == 1
+
+
+def test_under_a_control_nothing_is_compared_and_a_model_that_has_learnt_nothing_is_called_so(here, tmp_path):
+    for name, words in (("silent", ["module.adapter=oracle", "data.control=silent"]), ("small", [])):
+        done = here("evaluate", "method=av_odyssey", *words, "data.questions=2", "logger=csv", f"run.root={tmp_path}", f"run.name={name}",
+                    "trainer.accelerator=cpu", "trainer.threads=1")
+        assert done.returncode == 0, done.stderr
+    silent, small = ((tmp_path / name / "report.html").read_text() for name in ("silent", "small"))
+    assert ("beside published models" in silent, "beside published models" in small) == (False, True)
+    assert "Under data.control=silent" in silent
+    assert "The model has random weights and has learnt nothing." in small
 
 
 @pytest.mark.slow
@@ -96,6 +130,9 @@ def test_a_model_that_learns_nothing_says_how_it_is_examined(here, tmp_path):
     ("data.profiles=[adaptive]", "data.profiles: must name one that is scored beside adaptive, such as [hard,adaptive]"),
     ("module.small.width=30", "module.small.width: must be an even multiple of heads = 4, not 30"),
     ("data.items=0", "data.items: must be 1 or above"),
+    ("data.seed=-1", "data.seed: must be 0 or above, not -1"),
+    ("data.profiles=[hard,hard]", "data.profiles: must name each profile once, not hard twice"),
+    ("data.profiles=[paper,mixed]", "data.profiles: must not name mixed beside others, some of whose questions it is made of"),
 ])
 def test_what_cannot_be_is_refused_in_one_line(word, message, here):
     done = here("train", "method=av_odyssey", word)

@@ -50,6 +50,11 @@ class Adapter(Protocol):
     cannot: Mapping[str, str]
 
     @property
+    def together(self) -> int | None:
+        """Say how many questions are answered at once, and kept before the next; None: as many as are asked."""
+        ...
+
+    @property
     def identity(self) -> str:
         """Name all that decides a reply."""
         ...

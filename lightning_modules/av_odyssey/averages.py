@@ -42,9 +42,14 @@ def share(right: int, count: int) -> Share:
 
 
 def mean_of(shares: Sequence[Share]) -> Share:
-    """Return the mean of shares that weigh alike; its variance is the sum of theirs over their number squared."""
+    """Return the mean of shares that weigh alike; its variance is the sum of theirs over their number squared.
+
+    The variance of each is taken at the share with two right and two wrong answers more (Agresti and Coull 1998), so that a share of 0 or
+    1 out of few questions is not taken for certain.
+    """
     value = sum(one.value for one in shares) / len(shares)
-    half = Z * math.sqrt(sum(one.value * (1 - one.value) / one.count for one in shares)) / len(shares)
+    nearer = [(one.right + 2) / (one.count + 4) for one in shares]
+    half = Z * math.sqrt(sum(p * (1 - p) / one.count for p, one in zip(nearer, shares, strict=True))) / len(shares)
     count = sum(one.count for one in shares)
     return Share(value * count, count, value, max(value - half, 0.0), min(value + half, 1.0))
 

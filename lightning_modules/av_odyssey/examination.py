@@ -44,21 +44,31 @@ class Examination:
         return hashlib.sha256(f"{self.model}\n{item.key}".encode()).hexdigest()
 
     def ask(self, adapter: Adapter, items: Sequence[Item], questions: Sequence[Question], in_step: bool = False,
-            unread: Unread | None = None) -> None:
-        """Have a batch answered and keep the answers. A batch that fails is asked again one by one, except where processes go `in_step`.
+            unread: Unread | None = None, spare: bool = False) -> None:
+        """Have a batch answered, as many questions at a time as the adapter answers `together`, and keep those before the next.
 
-        There all of it is asked, and what is said to those questions of which `unread` says why they could not be read is forgotten.
+        What fails is asked again one by one. Where processes go `in_step` it is not: all of them make as many passes as the one that has
+        most to ask, for which what `unread` says could not be read, and a `spare` batch, are asked, and what is said is forgotten.
         """
-        began, lost = time.monotonic(), unread or {}
-        asked = [place for place in range(len(questions)) if in_step or place not in lost]
-        given = [questions[place] for place in asked]
-        replies = dict(zip(asked, adapter.replies(given) if in_step else safely(adapter, given), strict=True)) if asked else {}
-        replies |= {place: Reply("", cast(Status, status), note=reason) for place, (status, reason) in lost.items()}
-        for place, (_, reason) in lost.items():
+        lost = unread or {}
+        for place, (status, reason) in () if spare else lost.items():
             log.warning("question %s: not asked (%s)", questions[place].id, reason)
-        seconds = (time.monotonic() - began) / len(questions)
-        for place, (item, question) in enumerate(zip(items, questions, strict=True)):
-            self._keep(Answer.of(question, replies[place], self.key(item), seconds))
+            if not in_step:
+                self._keep(Answer.of(questions[place], Reply("", cast(Status, status), note=reason), self.key(items[place])))
+        asked = [place for place in range(len(questions)) if in_step or place not in lost]
+        size = adapter.together or max(len(asked), 1)
+        groups = [] if spare else [asked[start: start + size] for start in range(0, len(asked), size)]
+        for number in range(max(from_all(len(groups))) if in_step else len(groups)):
+            if number >= len(groups):
+                adapter.replies(questions[:1])
+                continue
+            began, given = time.monotonic(), [questions[place] for place in groups[number]]
+            replies = adapter.replies(given) if in_step else safely(adapter, given)
+            seconds = (time.monotonic() - began) / len(given)
+            for place, reply in zip(groups[number], replies, strict=True):
+                if place in lost:
+                    reply = Reply("", cast(Status, lost[place][0]), note=lost[place][1])
+                self._keep(Answer.of(questions[place], reply, self.key(items[place]), seconds))
 
     def finish(self, items: Sequence[Item], unusable: Mapping[str, tuple[Question, str]], first: bool) -> list[Answer]:
         """Wait for all processes and return all answers in the order of `items`; the `first` process writes the merged file.

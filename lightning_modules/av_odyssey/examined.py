@@ -53,6 +53,11 @@ class ExaminedModule(SteadyFrequencies):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     @property
+    def untaught(self) -> bool:
+        """Whether what replies has random weights."""
+        return False
+
+    @property
     @abstractmethod
     def adapter(self) -> Adapter:
         """What replies now."""
@@ -61,7 +66,7 @@ class ExaminedModule(SteadyFrequencies):
         """Begin an examination, or go on with one; return the keys of what is answered."""
         adapter = self.adapter
         if isinstance(adapter, Replay):
-            adapter.check(item.id for item in items)
+            adapter.check({question.id: len(question.options) for question in self.data.exam.questions})
         self.examination = Examination(self.kept_in, adapter.identity)
         return self.examination.begin(items)
 
@@ -78,10 +83,7 @@ class ExaminedModule(SteadyFrequencies):
             self._begin(self.data.exam.items)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        if not batch.spare:
-            self.examination.ask(self.asked, batch.items, batch.questions, self.data.in_step, batch.unread)
-        elif batch.questions:  # other processes need this one to gather their weights
-            self.asked.replies(batch.questions)
+        self.examination.ask(self.asked, batch.items, batch.questions, self.data.in_step, batch.unread, batch.spare)
 
     def on_validation_epoch_end(self) -> None:
         self._tell(self._finished())
@@ -149,7 +151,7 @@ class ExaminedModule(SteadyFrequencies):
         wrong = (one.answer for one in report.graded if not one.right(self.config.rule) and one.answer.status in ("ok", "truncated"))
         self.failures = draw_failures(((questions[place[answer.id]], answer.reply) for answer in wrong), folder)
         page = Page(report, self.config.rule, f"{self.config.adapter}: {data.source}", self._facts(), self.checks,
-                    NOTES.get(data.source, ""), self.pictures(folder))
+                    " ".join(self._notes()), self.pictures(folder), compared=data.control == "none")
         for title, beside in page.comparisons:
             name = f"published_{title.split()[0].lower()}"
             self.tables[name] = Table(beside.columns, beside.rows())
@@ -164,6 +166,14 @@ class ExaminedModule(SteadyFrequencies):
         whole(folder / NAME, lambda part: part.write_text(page.text()))
         shown = examples_of(report, self.config.rule, lambda name: questions[place[name]], self.config.examples)
         self.tables["examples"] = Table(EXAMPLE_COLUMNS, shown, media=True)
+
+    def _notes(self) -> list[str]:
+        """Say what a reader must know before comparing."""
+        data = self.data.config
+        found = [NOTES[data.source]] if data.source in NOTES else []
+        if data.control != "none":
+            found.append(f"Under data.control={data.control} what the answers need has been taken away, or exchanged: nothing compares.")
+        return [*found, *(["The model has random weights and has learnt nothing."] if self.untaught else [])]
 
     def _facts(self) -> dict[str, str]:
         return {"model": self.asked.identity, "questions": self.data.exam.source, "rule of val/accuracy": self.config.rule}

@@ -127,7 +127,11 @@ class AvOdysseyModule(ExaminedModule):
             yield ear_phase(self.config.ear, data.seed, data.config.profile, self.ear_folder(data))
 
     def setup(self, stage: str) -> None:
-        self.data.taught, self.data.finished = self._taught, self._begin
+        self.data.taught, self.data.finished, self.data.as_it_comes = self._taught, self._begin, self.kept_in is not None
+        answers = {"oracle": ("deaftest", "deaftest_seen", "hub"), "small": ("deaftest",)}.get(self.config.adapter)
+        if answers and (source := self.data.config.source) not in answers:
+            raise ValueError(f"module.adapter: must be replay or an omni model where data.source={source}, not {self.config.adapter}, "
+                             f"which knows {' and '.join(answers)} alone")
 
     def _taught(self, questions: Any) -> Any:
         """Make training batches of questions, in the words of the model that learns."""
@@ -188,6 +192,9 @@ class AvOdysseyModule(ExaminedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of other parts than those that learn here: Lightning would pass over them without a word."""
         saved = checkpoint.get("state_dict", {}).keys()
+        if self.network is None and saved and (other := saved ^ self.state_dict().keys()):
+            raise ValueError(f"module.adapter: the checkpoint is of another model than {self.config.adapter}: only one of them has "
+                             f"{min(other)}; leave module as its run has it")
         if self.network is not None and saved and (other := saved ^ self._learning()):
             raise ValueError(f"module.omni: other parts learnt in this checkpoint, such as {min(other)}; "
                              "leave module.omni as its run has it")
@@ -240,6 +247,10 @@ class AvOdysseyModule(ExaminedModule):
             loss = self.model.loss(batch["words"], batch["labels"], clips)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
+
+    @property
+    def untaught(self) -> bool:
+        return self.kept_in is not None and (self.model is not None or (self.network is not None and self.config.pretrained is None))
 
     @property
     def adapter(self) -> Adapter:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, gcd
+from math import gcd
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,7 +17,6 @@ from lightning_modules.av_odyssey.checks import batch_equals_single, loudness_is
 from lightning_modules.av_odyssey.kinds import kind_of
 from lightning_modules.av_odyssey.kinds.prompts import batch_of, full_precision
 from lightning_modules.language.lora import LoraSection
-from lightning_modules.processes import from_all
 
 if TYPE_CHECKING:
     from lightning_modules.av_odyssey.kinds.kind import OmniKind
@@ -71,7 +70,7 @@ class OmniAdapter:
         self.kind, self.model, self.processor, self.weights, self.section = kind, model, processor, weights, section
         self.together = section.together
         self.cannot: Mapping[str, str] = dict.fromkeys(SPATIAL, MONO)
-        self.in_step = False  # whether processes gather each other's weights, so that all make as many passes
+        self.in_step = False  # whether processes gather each other's weights, so that all generate as many tokens
         tokenizer = processor.tokenizer
         self.letters = [tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "ABCD"]
         self.pad: int = tokenizer.pad_token_id
@@ -104,15 +103,9 @@ class OmniAdapter:
         return [batch, loudness]
 
     def replies(self, questions: Sequence[Question]) -> list[Reply]:
-        """Reply greedily, `together` questions at a time; passes that only keep processes in step reply nothing."""
-        found: list[Reply] = []
-        own = ceil(len(questions) / self.together)
-        most = max(from_all(own)) if self.in_step else own
-        for start in range(0, len(questions), self.together):
-            found += self._together(questions[start: start + self.together])
-        for _ in range(own, most):
-            self._together(questions[:1])
-        return found
+        """Reply greedily, `together` questions at a time."""
+        starts = range(0, len(questions), self.together)
+        return [reply for start in starts for reply in self._together(questions[start: start + self.together])]
 
     @torch.no_grad()
     def _together(self, questions: Sequence[Question]) -> list[Reply]:

@@ -88,6 +88,7 @@ class Oracle:
 
     cannot: Mapping[str, str] = {}
     identity = "oracle 2"
+    together: int | None = 1
 
     def checks(self) -> list[Check]:
         """Find nothing to check."""

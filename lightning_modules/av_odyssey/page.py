@@ -39,12 +39,13 @@ class Page:
     checks: Sequence[Check] = ()
     note: str = ""
     pictures: Sequence[Path] = ()
+    compared: bool = True  # with published models
     comparisons: list[tuple[str, Beside]] = field(init=False)
 
     def __post_init__(self) -> None:
         made = {"Attributes beside published models": by_attributes, "Tasks beside published models": by_tasks,
                 "DeafTest beside published models": by_hearing}
-        found = [(title, make(self.report, self.rule)) for title, make in made.items()]
+        found = [(title, make(self.report, self.rule)) for title, make in made.items() if self.compared]
         object.__setattr__(self, "comparisons", [(title, beside) for title, beside in found if beside])
 
     @cached_property
@@ -94,8 +95,7 @@ class Page:
         return f"<h3>{_e(name)} ({ours.count} questions{'; ' + _e(missing) if missing else ''})</h3>{''.join(lines)}"
 
     def _tasks(self) -> str:
-        rows = [(name, share.count, interval(share), self.report.note(name))
-                for (kind, name), share in self.report.shares(self.rule).items() if kind == "task"]
+        rows = [(name, share.count, interval(share), self.report.note(task)) for name, task, share in self.report.parts(self.rule)]
         return table(("task", "questions", "percent right", "note"), rows)
 
     def _questions(self) -> str:

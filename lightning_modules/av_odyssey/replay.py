@@ -5,8 +5,9 @@ A file has a JSON object on each line, with the question's `id` (or `question_id
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +23,7 @@ class Replay:
     """Replies by question, read from a file once; raises DataError that names file and row for whatever cannot be used."""
 
     cannot: Mapping[str, str] = {}
+    together: int | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,14 +41,16 @@ class Replay:
             raise DataError(f"{where}: question {name} has a reply in row {self.rows[name][0]} already; leave one out")
         self.rows[name] = (number, reply)
 
-    def check(self, asked: Iterable[str]) -> None:
-        """Raise DataError for a reply to none of the questions `asked` (ids), or for a question without a reply."""
-        wanted = dict.fromkeys(asked)
-        for name, (number, _) in self.rows.items():
+    def check(self, wanted: Mapping[str, int]) -> None:
+        """Raise DataError for what does not fit questions `wanted` (id -> letters): a reply to none of them, too many logits, no reply."""
+        for name, (number, reply) in self.rows.items():
             if name not in wanted:
                 near = get_close_matches(name, wanted, n=1) or list(wanted)[:1]
                 raise DataError(f"{self.path} row {number}: question {name} is none of the {len(wanted)} that are asked, such as {near[0]};"
                                 " ask those that the file replies to, or leave the row out")
+            if reply.letter_logits is not None and len(reply.letter_logits) != wanted[name]:
+                raise DataError(f"{self.path} row {number}: letter_logits: must be {wanted[name]} numbers, one for each letter of question "
+                                f"{name}, not {len(reply.letter_logits)}")
         missing = [name for name in wanted if name not in self.rows]
         if missing:
             end = max((number for number, _ in self.rows.values()), default=0) + 1
@@ -98,6 +102,7 @@ def _logits(row: Mapping[str, Any], where: str) -> tuple[float, ...] | None:
     logits = row.get("letter_logits")
     if logits is None:
         return None
-    if not isinstance(logits, list) or not logits or any(isinstance(x, bool) or not isinstance(x, int | float) for x in logits):
-        raise DataError(f"{where}: letter_logits: must be a number for each letter, not {logits}")
+    if not isinstance(logits, list) or not logits or any(isinstance(x, bool) or not isinstance(x, int | float) or not isfinite(x)
+                                                          for x in logits):
+        raise DataError(f"{where}: letter_logits: must be a finite number for each letter, not {logits}")
     return tuple(map(float, logits))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lightning_modules.av_odyssey.answers import Answer
-from lightning_modules.av_odyssey.averages import Score, Share, averages, by_attribute, by_task, guessing
+from lightning_modules.av_odyssey.averages import Score, Share, averages, by_attribute, by_task, guessing, share
 from lightning_modules.av_odyssey.parsing import letter_of_logits, official, refuses, strict, vlmevalkit
 
 Unanswered = Literal["official", "wrong", "left_out"]
@@ -114,9 +114,25 @@ class Report:
 
     def score_rows(self) -> list[tuple[Any, ...]]:
         """Return a row of SCORE_COLUMNS for each rule and each average, attribute and task; percents."""
-        return [(rule, kind, name, round(part.right, 6), part.count, *(round(100 * x, 4) for x in (part.value, part.low, part.high)),
-                 self.note(name) if kind == "task" else self.attribute_note(name) if kind == "attribute" else "")
+        rows = [(rule, kind, name, part, self.note(name) if kind == "task" else self.attribute_note(name) if kind == "attribute" else "")
                 for rule in self.rules for (kind, name), part in self.shares(rule).items()]
+        rows += [(rule, "attribute and task", name, part, self.note(task)) for rule in self.rules for name, task, part in self.parts(rule)
+                 if name != task]
+        return [(rule, kind, name, round(part.right, 6), part.count, *(round(100 * x, 4) for x in (part.value, part.low, part.high)), note)
+                for rule, kind, name, part, note in rows]
+
+    def parts(self, rule: str) -> list[tuple[str, str, Share]]:
+        """Score each task by itself in each attribute that it has questions of: name, task and share. One profile is one attribute."""
+        homes: dict[tuple[int, str], set[str]] = {}
+        for one in self.graded:
+            homes.setdefault((one.answer.task_id, one.answer.task), set()).add(one.answer.attribute)
+        found = []
+        for (number, task), attributes in sorted(homes.items()):
+            for attribute in sorted(attributes):
+                right = [one.right(rule) for one in self.graded
+                         if (one.answer.task_id, one.answer.task, one.answer.attribute) == (number, task, attribute)]
+                found.append((task if len(attributes) == 1 else f"{attribute}: {task}", task, share(sum(right), len(right))))
+        return found
 
     def note(self, task: str) -> str:
         """Say that a task's scores measure nothing, and why; empty where they do measure."""

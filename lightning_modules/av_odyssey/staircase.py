@@ -119,7 +119,7 @@ def _summed(tracks: Sequence[Track], stairs: Stairs) -> Noticeable:
     half = t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
     value, low, high = (float(np.exp(x)) for x in (logs.mean(), logs.mean() - half, logs.mean() + half))
     curve = _curve(tracks)
-    if value <= stairs.low * stairs.fine:
+    if value <= stairs.low * stairs.fine and _share_at(curve, stairs.low) >= stairs.target:
         return Noticeable(stairs.low, stairs.low, stairs.low, "at_most", curve)
     if _share_at(curve, stairs.high) < stairs.target:
         return Noticeable(stairs.high, stairs.high, stairs.high, "at_least", curve)
@@ -127,8 +127,8 @@ def _summed(tracks: Sequence[Track], stairs: Stairs) -> Noticeable:
 
 
 def _share_at(curve: Sequence[tuple[float, int, int]], gap: float) -> float:
-    """Return the share of right answers at a gap that was asked: every staircase starts at the widest."""
-    return next(right / count for asked, right, count in curve if math.isclose(asked, gap))
+    """Return the share of right answers at a gap, 0 where it was never asked; every staircase starts at the widest."""
+    return next((right / count for asked, right, count in curve if math.isclose(asked, gap, rel_tol=1e-6)), 0.0)
 
 
 def _curve(tracks: Sequence[Track]) -> tuple[tuple[float, int, int], ...]:

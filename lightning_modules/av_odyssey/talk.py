@@ -43,6 +43,7 @@ class SmallAdapter:
     """The small model behind the contract of adapters; it hears in mono, and levels as they are."""
 
     cannot: Mapping[str, str] = dict.fromkeys(SPATIAL, MONO)
+    together: int | None = None
 
     def __init__(self, model: SmallModel, device: torch.device) -> None:
         self.model, self.device, self.filters = model, device, mel_filters()

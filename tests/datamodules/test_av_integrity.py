@@ -88,3 +88,12 @@ def test_a_wav_from_a_pipe_which_knows_no_length_passes():
 def test_bytes_behind_the_samples_do_no_harm():
     assert facts_of("audio", WHOLE["wav"][1] + b"LIST\x04\x00\x00\x00abcd").seconds == pytest.approx(0.5)
     assert facts_of("img", WHOLE["jpeg"][1] + b"\0" * 100).width == 64
+
+
+def test_a_reason_is_the_same_whenever_it_is_found():
+    reasons = []
+    for _ in range(2):
+        with pytest.raises(Damaged) as caught:
+            facts_of("img", b"<html>")
+        reasons.append(str(caught.value))
+    assert reasons == ["cannot be decoded (cannot identify image file)"] * 2

@@ -98,3 +98,10 @@ def test_of_several_processes_the_first_reports_and_all_warn(capsys, monkeypatch
         set_up_logs()
         logging.getLogger("datamodules.anything").info("tokenized 3 MB")
     assert capsys.readouterr().out == "tokenized 3 MB\n"
+
+
+def test_an_evaluation_tells_in_a_file_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "TELL_SECONDS", -1.0)
+    trainer(callbacks=[LogLines()], enable_progress_bar=True, max_steps=1).validate(Line(), datamodule=Numbers(4), verbose=False)
+    lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [f"validating: batch {number}/{len(lines)}" for number in range(1, len(lines) + 1)] != []

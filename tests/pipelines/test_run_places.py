@@ -168,3 +168,21 @@ def test_the_way_on_is_a_command_that_survives_the_shell(tmp_path, run):
     folder = run("it's mine", steps=(4, 8))
     assert way_on(folder).startswith("go on from step 8 with: fivefold train run.resume='")
     assert way_on(tmp_path) == ""
+
+
+def test_an_evaluation_that_has_answers_is_no_free_folder_and_goes_on_with_other_batches(tmp_path):
+    words = ["method=av_odyssey", f"run.root={tmp_path}", "run.name=asked"]
+    config = compose(words, command="evaluate")
+    folder = tmp_path / "asked"
+    folder.mkdir()
+    start_record(config, folder, 0, [], work="evaluate")
+    (folder / "parts").mkdir()
+    (folder / "parts" / "000.jsonl").touch()
+    end_record(folder, "interrupted", {})
+    assert place_for(config).folder == folder  # nothing was answered
+    (folder / "parts" / "000.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"run\.name: .*asked exists already; choose another name, or run.resume=auto"):
+        place_for(config)
+    assert place_for(compose([*words, "run.resume=auto", "data.eval_batch_size=3"], command="evaluate")).folder == folder
+    with pytest.raises(ConfigError, match=r"asked was begun with other settings: data.questions was 100, now 7. Leave them as"):
+        place_for(compose([*words, "run.resume=auto", "data.questions=7"], command="evaluate"))

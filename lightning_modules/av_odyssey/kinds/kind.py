@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import PreTrainedConfig, Qwen2Tokenizer
@@ -107,7 +108,7 @@ class OmniKind(ABC):
             model, processor, told = self.loaded(name, dtype or "auto")
             if told["missing_keys"] or told["mismatched_keys"]:
                 raise ValueError(f"no weights for {min([*told['missing_keys'], *(key for key, *_ in told['mismatched_keys'])])}")
-        except (OSError, AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        except (OSError, AttributeError, KeyError, TypeError, ValueError, StrictDataclassError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"module.pretrained: {name}: holds no {self.title} with its processor ({reason})") from error
         folder = Path(name).expanduser()

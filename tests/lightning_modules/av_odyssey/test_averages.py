@@ -91,3 +91,11 @@ def test_guessing_gets_a_quarter_of_the_benchmark_and_always_a_a_little_more():
     found = guessing(answers, [4] * len(answers))
     assert found == {"always_a": pytest.approx(0.2562, abs=5e-5), "random": 0.25}
     assert guessing(["A", "B"], [2, 4]) == {"always_a": 0.5, "random": 0.375}
+
+
+@pytest.mark.parametrize("truth", [0.5, 0.9, 0.99])
+def test_a_mean_of_small_tasks_is_never_certain_and_covers_its_truth(truth):
+    rng = np.random.default_rng(1)
+    drawn = [mean_of([share(int(rng.binomial(5, truth)), 5) for _ in range(26)]) for _ in range(1000)]
+    assert np.mean([one.low <= truth <= one.high for one in drawn]) > 0.94
+    assert min(one.high - one.low for one in drawn) > 0.02

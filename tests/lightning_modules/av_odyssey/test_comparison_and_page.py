@@ -144,3 +144,14 @@ def test_a_bar_has_its_percents_and_ours_its_interval():
 
 def test_a_table_writes_all_cells_as_text():
     assert table(("a", "b"), [("<i>", 1.5)]) == "<table><tr><th>a</th><th>b</th></tr><tr><td>&lt;i&gt;</td><td>1.5</td></tr></table>"
+
+
+def test_each_profile_has_its_own_rows():
+    questions = [*DeafTest(1, "test", 3, "paper"), *DeafTest(1, "test", 3, "hard")]
+    report = report_of(questions)
+    rows = {row[2]: row[3:5] for row in report.score_rows() if row[:2] == ("official", "attribute and task")}
+    assert len(rows) == 8
+    right = sum(q.answer == "B" for q in questions if (q.attribute, q.task) == ("DeafTest hard", "pitch"))
+    assert rows["DeafTest hard: pitch"] == (right, 3)
+    assert "<td>DeafTest hard: pitch</td><td>3</td>" in page_of(report).text()
+    assert not [row for row in report_of(QUESTIONS).score_rows() if row[1] == "attribute and task"]

@@ -22,7 +22,7 @@ ITEMS = [item_of(index, question, "synthetic") for index, question in enumerate(
 class Counting:
     """Adds up what `truth` says, right or wrong by the question's number; fails where it is told to."""
 
-    cannot, identity = {}, "counting"
+    cannot, identity, together = {}, "counting", None
 
     def __init__(self, fails=()):
         self.fails, self.asked = fails, []
@@ -129,6 +129,31 @@ def test_an_answer_is_preferred_to_an_error_and_the_first_to_the_second():
     error = Answer.of(QUESTIONS[0], Reply("", "error"), "k")
     assert best([error, ok, other])["k"] is ok
     assert best([ok, error])["k"] is ok
+
+
+def test_answers_are_on_disk_before_the_next_pass_is_made(tmp_path):
+    exam, adapter, known = Examination(tmp_path, "counting"), Counting(), []
+    adapter.together = 2
+    replies = adapter.replies
+    adapter.replies = lambda questions: (known.append(len(list(kept(tmp_path / "parts")))), replies(questions))[1]
+    exam.begin(ITEMS)
+    exam.ask(adapter, ITEMS[:5], QUESTIONS[:5])
+    assert known == [0, 2, 4]
+
+
+def test_a_process_with_fewer_questions_makes_as_many_passes_as_the_others(monkeypatch):
+    exam, adapter, passes, asked = Examination(None, "counting"), Counting(), [], []
+    adapter.together = 2
+    replies = adapter.replies
+    adapter.replies = lambda questions: (asked.append(len(questions)), replies(questions))[1]
+    monkeypatch.setattr("lightning_modules.av_odyssey.examination.from_all", lambda own: [passes.append(own), own, 4][1:])
+    exam.ask(adapter, ITEMS[:3], QUESTIONS[:3])
+    assert (asked, passes) == ([2, 1], [])
+    asked.clear()
+    exam.ask(adapter, ITEMS[:3], QUESTIONS[:3], in_step=True)
+    exam.ask(adapter, ITEMS[:3], QUESTIONS[:3], in_step=True, spare=True)
+    assert (asked, passes) == ([2, 1, 1, 1, 1, 1, 1, 1], [2, 0])
+    assert len(exam.answers) == 6  # the others are forgotten
 
 
 class Gone(dict):

@@ -104,19 +104,6 @@ def test_gradient_checkpointing_changes_no_gradient():
     assert sum(one.abs().sum() for one in found[0]) > 0
 
 
-def test_a_process_with_fewer_questions_makes_as_many_passes_as_the_others(omni, monkeypatch):
-    adapter = OmniAdapter(omni.kind, omni.model, omni.processor, omni.weights, OmniSection(together=2, new_tokens=1))
-    asked, passes = [], []
-    monkeypatch.setattr(adapter, "_together", lambda questions: [asked.append(len(questions)), *questions][1:])
-    monkeypatch.setattr("lightning_modules.av_odyssey.omni.from_all", lambda own: [passes.append(own), own, 4][1:])
-    assert adapter.replies(QUESTIONS[:3]) == QUESTIONS[:3]
-    assert (asked, passes) == ([2, 1], [])
-    adapter.in_step = True
-    asked.clear()
-    assert adapter.replies(QUESTIONS[:3]) == QUESTIONS[:3]
-    assert (asked, passes) == ([2, 1, 1, 1], [2])
-
-
 def test_the_tiny_model_is_the_same_in_each_type():
     before = torch.get_default_dtype()
     kind = kind_of("qwen2_5_omni")

@@ -119,6 +119,15 @@ def test_a_saved_model_loads_from_its_folder_and_replies_the_same(omni, tmp_path
     assert loaded.identity == OmniAdapter.load("qwen2_5_omni", str(tmp_path), SHORT).identity != omni.identity
 
 
+def test_weights_that_were_cut_off_are_named_with_the_key(omni, tmp_path):
+    omni.model.save_pretrained(tmp_path)
+    omni.processor.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"module.pretrained: .* holds no Qwen2.5-Omni with its processor \("):
+        OmniAdapter.load("qwen2_5_omni", str(tmp_path), SHORT)
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"module.pretrained: .* holds no Qwen2.5-Omni with its processor"):
         OmniAdapter.load("qwen2_5_omni", str(tmp_path), SHORT)

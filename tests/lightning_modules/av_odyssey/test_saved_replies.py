@@ -27,7 +27,7 @@ def test_our_own_answer_file_is_a_file_of_replies(tmp_path):
                Reply("I cannot \u2028 hear"), Reply("", "error", note="out of memory")]
     path = file_of(tmp_path, *(Answer.of(q, reply, "k").line() for q, reply in zip(QUESTIONS, replies)))
     found = Replay(path)
-    found.check(q.id for q in QUESTIONS[:3])
+    found.check({q.id: 4 for q in QUESTIONS[:3]})
     assert found.replies(QUESTIONS[:3]) == replies
 
 
@@ -53,7 +53,8 @@ GOOD = {"id": "1_1", "reply": "B"}
     ([{"id": "1_1"}], r"row 1: reply: must be text, not none"),
     ([{"id": "1_1", "reply": 3}], r"row 1: reply: must be text, not int"),
     ([{**GOOD, "status": "lost"}], r"row 1: status: must be one of ok, error, refused, truncated, damaged, not lost"),
-    ([{**GOOD, "letter_logits": ["x"]}], r"row 1: letter_logits: must be a number for each letter"),
+    ([{**GOOD, "letter_logits": ["x"]}], r"row 1: letter_logits: must be a finite number for each letter"),
+    ([{**GOOD, "letter_logits": [float("nan"), 1.0]}], r"row 1: letter_logits: must be a finite number for each letter"),
     ([GOOD, {"id": "2_1", "reply": "B"}, GOOD], r"row 3: question 1_1 has a reply in row 1 already"),
 ])
 def test_a_row_that_cannot_be_used_is_named(tmp_path, lines, message):
@@ -70,11 +71,18 @@ def test_a_missing_file_is_named_with_its_key(tmp_path):
 def test_a_reply_to_an_unknown_question_names_file_row_and_a_near_one(tmp_path):
     found = Replay(file_of(tmp_path, GOOD, {"id": "9_77", "reply": "A"}))
     with pytest.raises(DataError, match=r"replies.jsonl row 2: question 9_77 is none of the 2 that are asked, such as 9_7;"):
-        found.check(["1_1", "9_7"])
+        found.check({"1_1": 4, "9_7": 4})
 
 
 def test_a_question_without_a_reply_is_named_with_the_row_where_it_should_stand(tmp_path):
     found = Replay(file_of(tmp_path, GOOD))
     with pytest.raises(DataError, match=r"replies.jsonl row 2: the file ends without a reply to question 2_1 and 1 more"):
-        found.check(["1_1", "2_1", "3_1"])
-    found.check(["1_1"])
+        found.check({"1_1": 4, "2_1": 4, "3_1": 4})
+    found.check({"1_1": 4})
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_logits_of_another_number_of_letters_are_refused_with_their_row(count, tmp_path):
+    found = Replay(file_of(tmp_path, GOOD, {"id": "2_1", "reply": "A", "letter_logits": [0.5] * count}))
+    with pytest.raises(DataError, match=rf"row 2: letter_logits: must be 4 numbers, one for each letter of question 2_1, not {count}"):
+        found.check({"1_1": 4, "2_1": 4})

@@ -87,3 +87,14 @@ def test_the_curve_counts_every_answer_once() -> None:
 def test_stairs_that_lead_nowhere_are_refused(stairs: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         Stairs(**({"low": 0.1, "high": 8.0} | stairs))
+
+
+def test_who_hears_the_smallest_gap_too_seldom_has_no_threshold_below_it() -> None:
+    """Right at all gaps but the smallest, where 3 of 4 answers are: below the 79.4 % of a threshold."""
+    numbers = iter(range(10**6))
+    stairs = Stairs(0.1, 8, reversals=8)
+    found = noticeable(lambda gaps: [gap > 0.1 * 1.001 or next(numbers) % 4 > 0 for gap in gaps], stairs, tracks=8)
+    lowest, right, count = found.curve[0]
+    assert lowest == 0.1
+    assert right / count < stairs.target
+    assert found.bound == "measured"
