@@ -14,7 +14,7 @@ from datamodules.av_questions import prompt_text
 from datamodules.deaftest_gaps import UNITS
 from lightning_modules.av_odyssey import published
 from lightning_modules.av_odyssey.adapter import CHECK_COLUMNS, Adapter
-from lightning_modules.av_odyssey.adaptive import COLUMNS, TARGET, rows_of, thresholds
+from lightning_modules.av_odyssey.adaptive import COLUMNS, TARGET, Remembered, rows_of, thresholds
 from lightning_modules.av_odyssey.answers import Answer
 from lightning_modules.av_odyssey.comparison import SUMMARY
 from lightning_modules.av_odyssey.examination import Examination
@@ -176,11 +176,14 @@ class ExaminedModule(SteadyFrequencies):
         return [*found, *(["The model has random weights and has learnt nothing."] if self.untaught else [])]
 
     def _facts(self) -> dict[str, str]:
-        return {"model": self.asked.identity, "questions": self.data.exam.source, "rule of val/accuracy": self.config.rule}
+        asked = f"{self.data.config.root}, {self.data.exam.source}" if self.data.config.source == "hub" else self.data.exam.source
+        return {"model": self.asked.identity, "questions": asked, "rule of val/accuracy": self.config.rule}
 
     def _climb(self) -> None:
         config = self.data.config
-        self.noticeable = thresholds(self.asked, self.data.seed, config.split, self.config.rule, config.staircases)
+        said = Remembered(self.asked, self.kept_in and self.kept_in / "staircases", self.trainer.is_global_zero)
+        self.noticeable = thresholds(said, self.data.seed, config.split, self.config.rule, config.staircases)
+        said.close()
         for task, found in self.noticeable.items():
             self.log(f"val/noticeable/{task}", found.value, sync_dist=True)
         self.tables["noticeable"] = Table(COLUMNS, rows_of(self.noticeable))

@@ -5,7 +5,7 @@ import pytest
 
 from datamodules.deaftest_gaps import RANGES
 from lightning_modules.av_odyssey.adapter import Reply
-from lightning_modules.av_odyssey.adaptive import COLUMNS, rows_of, thresholds
+from lightning_modules.av_odyssey.adaptive import COLUMNS, Remembered, rows_of, thresholds
 
 
 class Listener:
@@ -31,7 +31,7 @@ class Listener:
 def test_a_listeners_thresholds_are_found_in_each_task():
     middles = {"loudness": 1.0, "pitch": 0.4, "duration": 0.08}
     listener = Listener(middles)
-    found = thresholds(listener, 1, "test", "strict", 16)
+    found = thresholds(Remembered(listener), 1, "test", "strict", 16)
     share = 2 * 2 ** (-1 / 3) - 1  # heard at 79.4 % right answers
     for task, one in found.items():
         assert one.bound == "measured"
@@ -54,5 +54,35 @@ class Saying:
 
 @pytest.mark.parametrize("text", ["A", "I cannot tell", ""])
 def test_who_guesses_or_says_nothing_hears_no_gap_that_was_asked(text):
-    found = thresholds(Saying(text), 1, "test", "strict", 4)
+    found = thresholds(Remembered(Saying(text)), 1, "test", "strict", 4)
     assert {task: (one.bound, one.value) for task, one in found.items()} == {task: ("at_least", high) for task, (_, high) in RANGES.items()}
+
+
+def test_staircases_that_were_cut_off_go_on_without_asking_anything_again(tmp_path):
+    middles = {"loudness": 1.0, "pitch": 0.4, "duration": 0.08}
+
+    class Steady(Listener):
+        """Hears what is above its middle, and dies where it is told to."""
+
+        def __init__(self, dies_after=10**6):
+            super().__init__(middles)
+            self.dies_after = dies_after
+
+        def letter(self, question):
+            if len(self.asked) == self.dies_after:
+                raise KeyboardInterrupt
+            super().letter(question)
+            one, other = (question.truth[tag] for tag in ("audio1", "audio2"))
+            apart = abs(one["level"] - other["level"]) + 12 * abs(np.log2(one["f0"] / other["f0"])) + abs(one["seconds"] - other["seconds"])
+            return question.answer if apart > 0.3 else "A"
+
+    whole, first, second = Steady(), Steady(dies_after=100), Steady()
+    wanted = thresholds(Remembered(whole), 1, "test", "strict", 4)
+    said = Remembered(first, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        thresholds(said, 1, "test", "strict", 4)
+    said.close()
+    assert thresholds(Remembered(second, tmp_path), 1, "test", "strict", 4) == wanted
+    assert 96 <= len(first.asked) <= 100
+    assert sorted({*first.asked, *second.asked}) == sorted(whole.asked)
+    assert len(second.asked) <= len(whole.asked) - 96
