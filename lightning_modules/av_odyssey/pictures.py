@@ -24,6 +24,7 @@ def noticeable_figure(found: Mapping[str, Noticeable], target: float) -> "Figure
     Names of `found` carry the unit, as in "pitch, semitones"; `target` is the share of right answers at a threshold.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(3.4 * len(found), 3.2), dpi=120, layout="constrained")
     for axes, (name, one) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
@@ -34,7 +35,8 @@ def noticeable_figure(found: Mapping[str, Noticeable], target: float) -> "Figure
         axes.axvline(one.value, color="#c1440e", linewidth=1.2, label=str(one))
         axes.axvspan(one.low, one.high, color="#c1440e", alpha=0.15, linewidth=0)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_major_locator(LogLocator(2, numticks=5))
+        axes.xaxis.set_major_formatter("{x:.2g}")
         axes.set_xlabel(name)
         axes.set_ylabel("right answers, %")
         axes.set_ylim(0, 105)
