@@ -59,9 +59,10 @@ def test_the_small_model_learns_to_hear(fivefold_in, tmp_path):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["module.adapter=oracle", "data=synthetic"], "module.adapter: must be replay or an omni model where data.source=synthetic, not"),
-    (["data=deaftest_seen"], "module.adapter: must be replay or an omni model where data.source=deaftest_seen, not small"),
-    (["module.adapter=oracle", "trainer.limit_val_batches=1"], "trainer.limit_val_batches: must be null where a model is examined"),
+    (["module.adapter=oracle", "data=synthetic"], "module.adapter: must be one of replay, qwen2_5_omni"),
+    (["data=deaftest_seen"], "module.adapter: must be one of oracle, replay, qwen2_5_omni"),
+    (["module.adapter=oracle", "trainer.limit_val_batches=1"], "trainer: limit_val_batches, overfit_batches and fast_dev_run must be left"),
+    (["module.adapter=oracle", "trainer.overfit_batches=1"], "trainer: limit_val_batches, overfit_batches and fast_dev_run must be left"),
     (["module.adapter=oracle", "data.profiles=[hard,adaptive]", "data.control=silent"], "data.control: must be none where profiles names"),
     (["module.adapter=oracle", "data=deaftest_seen", "data.profile=noise"], "data.profile: must be paper, hard or mixed where"),
 ])

@@ -34,6 +34,7 @@ class Remembered:
 
     def __init__(self, adapter: Adapter, folder: Path | None = None, first: bool = True) -> None:
         self.adapter, self.told = adapter, time.monotonic()
+        self.failed = 0  # questions that have no answer, and count as answered wrongly
         found = best(kept(folder)) if folder else {}
         self.known: dict[str, str] = from_first({key: answer.reply for key, answer in found.items() if answer.status in DONE})
         self.file = AnswerFile(folder) if folder and first else None
@@ -45,6 +46,7 @@ class Remembered:
         replies = safely(self.adapter, [questions[place] for place in new]) if new else []
         for place, reply in zip(new, replies, strict=True):
             self.known[keys[place]] = reply.text
+            self.failed += reply.status not in DONE
             if self.file:
                 self.file.append(Answer.of(questions[place], reply, keys[place]))
         if self.file and time.monotonic() - self.told > REPORT_SECONDS:

@@ -90,11 +90,11 @@ class ExaminedModule(SteadyFrequencies):
 
     def _finished(self) -> list[Answer]:
         """Wait for all processes, and return all answers."""
-        exam, items = self.data.exam, self.data.exam.items
+        items, unusable = self.data.exam.items, self.data.exam.unusable
         if self.examination.folder is None:  # a trainer may have been told to ask only some
             asked = set().union(*from_all({answer.key for answer in self.examination.answers}))
-            items = [item for item in items if self.examination.key(item) in asked]
-        return self.examination.finish(items, exam.unusable, self.trainer.is_global_zero)
+            items = [item for item in items if item.key in unusable or self.examination.key(item) in asked]
+        return self.examination.finish(items, unusable, self.trainer.is_global_zero)
 
     def _report(self, answers: list[Answer]) -> Report:
         return Report.of(answers, self.config.unanswered, self.data.config.damaged, self.asked.cannot)
@@ -134,13 +134,11 @@ class ExaminedModule(SteadyFrequencies):
         self.tables = {"answers": Table(QUESTION_COLUMNS, report.question_rows()), "scores": Table(SCORE_COLUMNS, report.score_rows()),
                        "rates": Table(RATE_COLUMNS, report.rate_rows(), printed=True),
                        "checks": Table(CHECK_COLUMNS, [check.row for check in self.checks])}
-        if self.data.config.adaptive:
-            self._climb()
+        failed = report.statuses["error"] + (self._climb() if self.data.config.adaptive else 0)
         if self.data.config.source == "hub":
             damaged = [(one.id, one.task, one.note, self.data.config.damaged) for one in answers if one.status == "damaged"]
             self.tables["damaged"] = Table(DAMAGE_COLUMNS, damaged)
-        failed = report.statuses["error"]
-        self.incomplete = f"{failed} of {len(answers)} questions have an error instead of an answer (tables/answers.csv)" if failed else ""
+        self.incomplete = f"{failed} questions have an error instead of an answer (tables/answers.csv)" if failed else ""
         if self.kept_in is not None and self.trainer.is_global_zero:
             self._leave(report, self.kept_in)
 
@@ -179,7 +177,8 @@ class ExaminedModule(SteadyFrequencies):
         asked = f"{self.data.config.root}, {self.data.exam.source}" if self.data.config.source == "hub" else self.data.exam.source
         return {"model": self.asked.identity, "questions": asked, "rule of val/accuracy": self.config.rule}
 
-    def _climb(self) -> None:
+    def _climb(self) -> int:
+        """Find the smallest gaps that are heard; return how many questions failed."""
         config = self.data.config
         said = Remembered(self.asked, self.kept_in and self.kept_in / "staircases", self.trainer.is_global_zero)
         self.noticeable = thresholds(said, self.data.seed, config.split, self.config.rule, config.staircases)
@@ -187,6 +186,7 @@ class ExaminedModule(SteadyFrequencies):
         for task, found in self.noticeable.items():
             self.log(f"val/noticeable/{task}", found.value, sync_dist=True)
         self.tables["noticeable"] = Table(COLUMNS, rows_of(self.noticeable))
+        return said.failed
 
     def pictures(self, folder: Path) -> list[Path]:
         """Draw the shares of right answers over gaps into noticeable.png, where adaptive was examined; failures have been drawn."""

@@ -40,6 +40,7 @@ from lightning_modules.language.parts import gather_to_generate, in_step
 log = logging.getLogger(__name__)
 
 FORMAT = 3  # part of every key: raise it when what is stored, or how it is found, changes
+SOURCES = {"small": ("deaftest",), "oracle": ("deaftest", "deaftest_seen", "hub")}  # what those can answer that cannot answer all
 SHORT = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # trainer.precision: the type of weights that are held still
 
 
@@ -128,10 +129,15 @@ class AvOdysseyModule(ExaminedModule):
 
     def setup(self, stage: str) -> None:
         self.data.taught, self.data.finished, self.data.as_it_comes = self._taught, self._begin, self.kept_in is not None
-        answers = {"oracle": ("deaftest", "deaftest_seen", "hub"), "small": ("deaftest",)}.get(self.config.adapter)
-        if answers and (source := self.data.config.source) not in answers:
-            raise ValueError(f"module.adapter: must be replay or an omni model where data.source={source}, not {self.config.adapter}, "
-                             f"which knows {' and '.join(answers)} alone")
+        name, source = self.config.adapter, self.data.config.source
+        if source not in SOURCES.get(name, (source,)):
+            others = [*(other for other, known in SOURCES.items() if source in known), "replay", *OMNI]
+            raise ValueError(f"module.adapter: must be one of {', '.join(others)} where data.source={source}, not {name}")
+        batches: int | float = self.trainer.limit_val_batches
+        limited = isinstance(batches, int) or batches != 1.0 or self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.kept_in is not None and limited:
+            raise ValueError("trainer: limit_val_batches, overfit_batches and fast_dev_run must be left out where a model is examined, "
+                             "which asks all questions; data.questions asks fewer")
 
     def _taught(self, questions: Any) -> Any:
         """Make training batches of questions, in the words of the model that learns."""

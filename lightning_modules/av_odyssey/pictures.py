@@ -82,7 +82,7 @@ def draw_failures(wrong: Iterable[tuple[Question, str]], folder: Path, most: int
             break
         with contextlib.suppress(OSError, ValueError), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a reply may be of any alphabet, and the font is not
-            figure = failure_figure(question, reply)
-            drawn.append(folder / f"failure-{len(drawn) + 1}.png")
-            figure.savefig(drawn[-1])
+            picture = folder / f"failure-{len(drawn) + 1}.png"
+            failure_figure(question, reply).savefig(picture)
+            drawn.append(picture)
     return drawn

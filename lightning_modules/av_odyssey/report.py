@@ -12,7 +12,7 @@ from lightning_modules.av_odyssey.parsing import letter_of_logits, official, ref
 Unanswered = Literal["official", "wrong", "left_out"]
 RULES: dict[str, Callable[[str, Sequence[str]], str | None]] = {"official": official, "strict": strict, "vlmevalkit": vlmevalkit}
 STATUSES = ("refused", "truncated", "error", "damaged")
-RATE_COLUMNS = ("of all questions", "percent")
+RATE_COLUMNS = ("rate", "percent")
 QUESTION_COLUMNS = ("id", "task", "attribute", "mix", "gold", "reply", "status", "official", "strict", "vlmevalkit", "letter_logits",
                     "right_official", "right_strict", "right_vlmevalkit", "note")
 SCORE_COLUMNS = ("rule", "kind", "name", "right", "count", "percent", "low", "high", "note")
@@ -107,9 +107,10 @@ class Report:
     def rate_rows(self) -> list[tuple[str, float]]:
         """Return rows of RATE_COLUMNS: what guessing gets, and what is no plain answer."""
         found = self.metrics()
-        names = {"always_a": "right, if the answer were always A", "random": "right, if answers were drawn",
-                 "strict/invalid_rate": "without a letter by strict", "vlmevalkit/invalid_rate": "without a letter by vlmevalkit",
-                 **{f"{status}_rate": status for status in STATUSES}}
+        scored = {"always_a": "right, if the answer were always A", "random": "right, if answers were drawn",
+                  "strict/invalid_rate": "without a letter by strict", "vlmevalkit/invalid_rate": "without a letter by vlmevalkit"}
+        names = {key: f"of scored questions: {name}" for key, name in scored.items()}
+        names |= {f"{status}_rate": f"of all questions: {status}" for status in STATUSES}
         return [(name, round(100 * found[key], 2)) for key, name in names.items()]
 
     def score_rows(self) -> list[tuple[Any, ...]]:

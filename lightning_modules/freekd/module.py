@@ -376,6 +376,8 @@ class FreekdModule(MethodModule):
         """Draw who taught over the run, the networks' accuracy, and the graph by who teaches."""
         from lightning_modules.freekd.pictures import draw  # plotting takes long to import
 
+        if self.taught is None and self.holds_parts:
+            return []  # this process cannot ask alone
         place, teachers = self.taught or self.teachers()
         return draw(folder, self.names, place.edges, teachers)
 

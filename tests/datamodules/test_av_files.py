@@ -82,6 +82,17 @@ def test_damaged_media_count_as_the_policy_says_and_are_listed(policy, evaluate,
     assert len(table(tmp_path, "answers")) == (18 if policy == "left_out" else 20)
 
 
+def test_damaged_media_are_counted_by_the_validations_of_a_training_too(here, tmp_path):
+    damaged(tmp_path / "data")
+    done = here("train", "method=av_odyssey", "module.adapter=qwen2_5_omni", "data.source=hub", f"data.root={tmp_path / 'data'}",
+                f"data.cache={tmp_path / 'cache'}", "data.items=1", "data.profile=paper", "data.batch_size=1", "module.omni.new_tokens=1",
+                "trainer.max_steps=1", f"run.root={tmp_path}", "run.name=run", "logger=csv", "trainer.accelerator=cpu", "trainer.threads=1")
+    assert done.returncode == 0, done.stderr
+    assert "val/damaged_rate" in done.stdout
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["results"]["val/damaged_rate"] == pytest.approx(0.1)
+    assert len(table(tmp_path, "damaged")) == 2
+
+
 def test_damaged_media_may_be_refused(evaluate, tmp_path):
     damaged(tmp_path / "data")
     done, _ = evaluate(tmp_path / "data", "data.damaged=refuse")
@@ -131,7 +142,7 @@ def test_questions_that_failed_count_as_the_policy_says_and_are_asked_again_when
     assert done.returncode == 0, done.stderr
     score = score or 18 / 20 + sum(question.answer == "A" for question in lost) / 20
     assert (figures["val/accuracy"], figures["val/error_rate"]) == (pytest.approx(score, abs=1e-4), pytest.approx(0.1))
-    assert ("incomplete: 2 of 20 questions have an error instead of an answer (tables/answers.csv); the same command with run.name=run "
+    assert ("incomplete: 2 questions have an error instead of an answer (tables/answers.csv); the same command with run.name=run "
             "run.resume=auto asks them again") in done.stdout
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "incomplete"
     asked = []

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datamodules.deaftest_gaps import RANGES
+from datamodules.deaftest_gaps import RANGES, with_gap
 from lightning_modules.av_odyssey.adapter import Reply
 from lightning_modules.av_odyssey.adaptive import COLUMNS, Remembered, rows_of, thresholds
 
@@ -86,3 +86,21 @@ def test_staircases_that_were_cut_off_go_on_without_asking_anything_again(tmp_pa
     assert 96 <= len(first.asked) <= 100
     assert sorted({*first.asked, *second.asked}) == sorted(whole.asked)
     assert len(second.asked) <= len(whole.asked) - 96
+
+
+def test_staircases_count_questions_that_failed_and_ask_them_again(tmp_path):
+    class Failing(Listener):
+        def letter(self, question):
+            if question.id.endswith("_3"):
+                raise RuntimeError("out of memory")
+            return super().letter(question)
+
+    middles = {"loudness": 1.0, "pitch": 0.4, "duration": 0.08}
+    first, second = Remembered(Failing(middles), tmp_path), Listener(middles)
+    thresholds(first, 1, "test", "strict", 4)
+    first.close()
+    assert first.failed == 3  # one in each task
+    again = Remembered(second, tmp_path)
+    again.replies([with_gap(1, "test", "pitch", place, 6.0) for place in range(4)])
+    assert (again.failed, [name for _, name in second.asked]) == (0, ["adaptive_29_3"])
+

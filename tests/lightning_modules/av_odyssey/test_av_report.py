@@ -39,7 +39,7 @@ def test_replies_that_are_no_plain_answers_are_counted():
     assert found["strict/invalid_rate"] == pytest.approx(sum(share[1:]))
     left_out = Report.of(answers, "left_out")
     assert left_out.metrics()["error_rate"] == share[3]  # of all questions, whatever is scored
-    assert dict(left_out.rate_rows())["error"] == pytest.approx(100 * share[3], abs=0.005)
+    assert dict(left_out.rate_rows())["of all questions: error"] == pytest.approx(100 * share[3], abs=0.005)
 
 
 def test_what_was_never_answered_counts_as_the_policy_says():
